@@ -1,0 +1,18 @@
+// Fills the kernel table of one ISA level; compiled once per level. A new kernel adds one
+// declaration and one entry.
+#include "cpu/kernels.h"
+
+#define EVOPRUNE_STRING_(x) #x
+#define EVOPRUNE_STRING(x) EVOPRUNE_STRING_(x)
+
+namespace evoprune::EVOPRUNE_ISA {
+
+void select_nm(const SelectNmArgs&, int64_t, int64_t);
+
+extern const Kernels table;
+const Kernels table = {
+    .level = EVOPRUNE_STRING(EVOPRUNE_ISA),
+    .select_nm = select_nm,
+};
+
+}  // namespace evoprune::EVOPRUNE_ISA

@@ -1,0 +1,92 @@
+"""The record of one op: schema, reference, fake and autograd once, here; C++ only implements.
+
+``define`` registers ``evoprune::<name>`` with the dispatcher. The reference serves every device (it is registered as
+``CompositeExplicitAutograd``); ``_cpu.so`` adds a kernel under the CPU key when it is loaded, and that one then wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from evoprune_kernels import _ext, _select
+
+NAMESPACE = "evoprune"
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of an op, for its tests and benchmarks: ``make(generator) -> positional arguments``."""
+
+    name: str
+    make: Callable[[torch.Generator], tuple[Any, ...]]
+
+    def args(self, seed: int = 0) -> tuple[Any, ...]:
+        """The arguments, the same for the same seed."""
+        return self.make(torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op as the package calls it: ``op(*args, impl=None)``."""
+
+    name: str
+    reference: Callable[..., Any]
+    overload: Callable[..., Any]
+
+    def __call__(self, *args: Any, impl: str | None = None, **kwargs: Any) -> Any:
+        requested = impl or _select.FORCED.get(self.name)
+        if requested is None:
+            return self.overload(*args, **kwargs)
+        device = _device(args)
+        if _select.choose(self.name, device, requested, self.reasons()) == _select.REFERENCE:
+            return self.reference(*args, **kwargs)
+        return self.overload(*args, **kwargs)
+
+    def reasons(self) -> dict[str, str]:
+        """Implementation -> why it cannot run."""
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", "CPU"):
+            return {}
+        return {_select.CPU: _ext.reasons.get("_cpu", "not written for this op")}
+
+
+#: every op, in the order of definition
+OPS: dict[str, Op] = {}
+
+
+def define(
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Op:
+    """Register ``evoprune::<schema>``; argument names and order of ``reference`` follow the schema."""
+    name = schema.partition("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(
+            qualified, backward, setup_context=setup_context, lib=LIBRARY
+        )
+    packet, _, variant = name.partition(".")
+    overload = getattr(getattr(torch.ops.evoprune, packet), variant or "default")
+    op = Op(name=name, reference=reference, overload=overload)
+    OPS[name] = op
+    return op
+
+
+def _device(args: tuple[Any, ...]) -> str:
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            return arg.device.type
+        if isinstance(arg, list | tuple) and arg and isinstance(arg[0], torch.Tensor):
+            return arg[0].device.type
+    return "cpu"

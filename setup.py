@@ -1,0 +1,125 @@
+"""Builds the two native libraries with ninja; everything else is in pyproject.toml.
+
+``_cpu.so``    the torch ops, through the libtorch stable ABI (one build serves torch >= 2.10).
+               Each ``csrc/cpu`` file is compiled once per ISA level; the level is chosen at load.
+``_native``    a small pybind11 module without torch: build facts and the packed-format oracle.
+
+``EVOPRUNE_BUILD=auto|cpu|none``   auto builds what the machine can, cpu insists, none skips.
+``EVOPRUNE_SANITIZE=1``            AddressSanitizer and UBSan.
+``EVOPRUNE_STRICT=1``              warnings are errors (what ``make test`` uses).
+``EVOPRUNE_EMULATE=avx512``        the AVX-512 level through SIMDe on a CPU without it (for tests).
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10, the oldest we load in
+ISA_FLAGS = {
+    "baseline": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
+}
+EMULATED_FLAGS = [*ISA_FLAGS["avx2"], "-DEVOPRUNE_EMULATE_AVX512", "-Wno-psabi"]
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / "csrc" / folder).glob("*.cpp"))
+
+
+class NinjaBuild(build_ext):
+    """Writes one build.ninja for both libraries and runs it."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith("_cpu"):  # no Python module: loaded by torch.ops.load_library
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
+    def build_extensions(self) -> None:
+        mode = os.environ.get("EVOPRUNE_BUILD", "auto")
+        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+        reason = "EVOPRUNE_BUILD=none" if mode == "none" else None
+        if reason is None and compiler is None:
+            reason = "no C++ compiler found (install g++, or set CXX)"
+        if reason is not None:
+            if mode == "cpu":
+                raise RuntimeError(f"EVOPRUNE_BUILD=cpu: {reason}")
+            print(f"evoprune_kernels: built without native code, references only: {reason}")
+            return
+        out = Path(self.get_ext_fullpath("evoprune_kernels._native")).parent.resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        (build / "build.ninja").write_text(self.ninja_file(str(compiler), out))
+        ninja = [sys.executable, "-m", "ninja", "-C", str(build)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            ninja += ["-j", jobs]
+        subprocess.run(ninja, check=True)
+
+    def ninja_file(self, compiler: str, out: Path) -> str:
+        import pybind11
+        import torch
+
+        torch_root = Path(torch.__file__).parent
+        emulate = os.environ.get("EVOPRUNE_EMULATE") == "avx512"
+        sanitize = os.environ.get("EVOPRUNE_SANITIZE") == "1"
+        flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        flags += ["-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", f"-I{ROOT / 'csrc'}"]
+        flags += ["-Wno-restrict"]  # GCC 12 reports std::string concatenation falsely
+        flags += ["-Werror"] if os.environ.get("EVOPRUNE_STRICT") == "1" else []
+        checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        flags += ["-O1", "-g", *checks] if sanitize else ["-O3"]
+        flags += ["-DEVOPRUNE_SANITIZED=1"] if sanitize else []
+        link = ["-shared", "-Wl,--no-undefined"] if not sanitize else ["-shared", *checks]
+        x86 = platform.machine() in ("x86_64", "AMD64")
+        levels = list(ISA_FLAGS) if x86 else ["baseline"]
+        torch_inc = f"-isystem {torch_root / 'include'} {STABLE_ABI}"
+        python_inc = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
+        lines = [
+            f"flags = {' '.join(flags)}",
+            "rule cxx",
+            f"  command = {compiler} -MMD -MF $out.d $flags $extra -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {compiler} {' '.join(link)} $in -o $out $libs",
+        ]
+
+        def compile_(source: Path, tag: str, extra: str) -> str:
+            obj = f"{tag}/{source.stem}.o"
+            lines.extend([f"build {obj}: cxx {source}", f"  extra = {extra}"])
+            return obj
+
+        cpu = []
+        for level in levels:
+            isa = EMULATED_FLAGS if emulate and level == "avx512" else ISA_FLAGS[level]
+            extra = " ".join([f"-DEVOPRUNE_ISA={level}", *isa])
+            cpu += [compile_(source, level, extra) for source in sources("cpu")]
+        define = f"-DEVOPRUNE_X86={int(x86)} -DEVOPRUNE_EMULATED={int(emulate)}"
+        cpu += [compile_(source, "ops", f"{torch_inc} {define}") for source in sources("ops")]
+        native = [compile_(ROOT / "csrc" / "module.cpp", "native", f"{python_inc} {define}")]
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        lib = torch_root / "lib"
+        link_torch = f"-L{lib} -ltorch_cpu -ltorch -lc10"
+        native_lib = f"{out / '_native'}{suffix}"
+        lines += [f"build {out / '_cpu.so'}: link {' '.join(cpu)}", f"  libs = {link_torch}"]
+        lines += [f"build {native_lib}: link {' '.join(native)}"]
+        lines += ["  libs = -Wl,--unresolved-symbols=ignore-all"]
+        return "\n".join(lines) + "\n"
+
+
+setup(
+    ext_modules=[
+        Extension("evoprune_kernels._native", ["csrc/module.cpp"], optional=True),
+        Extension("evoprune_kernels._cpu", [], optional=True),
+    ],
+    cmdclass={"build_ext": NinjaBuild},
+)
