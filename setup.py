@@ -7,6 +7,7 @@
 ``EVOPRUNE_BUILD=auto|cpu|none``   auto builds what the machine can, cpu insists, none skips.
 ``EVOPRUNE_SANITIZE=1``            AddressSanitizer and UBSan.
 ``EVOPRUNE_STRICT=1``              warnings are errors (what ``make test`` uses).
+``EVOPRUNE_BUILD_DIR=folder``      where objects are kept, so that the next build compiles what changed.
 ``EVOPRUNE_EMULATE=avx512``        the AVX-512 level through SIMDe on a CPU without it (for tests).
 """
 
@@ -56,7 +57,7 @@ class NinjaBuild(build_ext):
             return
         out = Path(self.get_ext_fullpath("evoprune_kernels._native")).parent.resolve()
         out.mkdir(parents=True, exist_ok=True)
-        build = Path(self.build_temp).resolve()
+        build = Path(os.environ.get("EVOPRUNE_BUILD_DIR") or self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         (build / "build.ninja").write_text(self.ninja_file(str(compiler), out))
         ninja = [sys.executable, "-m", "ninja", "-C", str(build)]
@@ -105,14 +106,17 @@ class NinjaBuild(build_ext):
             cpu += [compile_(source, level, extra) for source in sources("cpu")]
         define = f"-DEVOPRUNE_X86={int(x86)} -DEVOPRUNE_EMULATED={int(emulate)}"
         cpu += [compile_(source, "ops", f"{torch_inc} {define}") for source in sources("ops")]
-        native = [compile_(ROOT / "csrc" / "module.cpp", "native", f"{python_inc} {define}")]
         suffix = sysconfig.get_config_var("EXT_SUFFIX")
         lib = torch_root / "lib"
         link_torch = f"-L{lib} -ltorch_cpu -ltorch -lc10"
-        native_lib = f"{out / '_native'}{suffix}"
         lines += [f"build {out / '_cpu.so'}: link {' '.join(cpu)}", f"  libs = {link_torch}"]
-        lines += [f"build {native_lib}: link {' '.join(native)}"]
-        lines += ["  libs = -Wl,--unresolved-symbols=ignore-all"]
+        if (Path(sysconfig.get_path("include")) / "Python.h").exists():
+            native = [compile_(source, "native", "") for source in sources("native")]
+            native += [compile_(ROOT / "csrc/module.cpp", "module", f"{python_inc} {define}")]
+            lines += [f"build {out / '_native'}{suffix}: link {' '.join(native)}"]
+            lines += ["  libs = -Wl,--unresolved-symbols=ignore-all"]
+        else:
+            print("evoprune_kernels: built without _native (the oracle): Python.h is not installed")
         return "\n".join(lines) + "\n"
 
 

@@ -1,15 +1,22 @@
-"""Loads the native libraries once and keeps the reason when one is missing."""
+"""Loads the native libraries once and keeps the reason when one is missing.
+
+``EVOPRUNE_LIBRARY_DIR`` loads them from another folder than the package's: a build with sanitizers, for example.
+"""
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
+import importlib.util
 import os
+import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-_DIR = Path(__file__).parent
+_DIR = Path(os.environ.get("EVOPRUNE_LIBRARY_DIR") or Path(__file__).parent)
+NOT_BUILT = "not built (no C++ compiler when the package was installed, or EVOPRUNE_BUILD=none)"
 #: library name -> why it is not loaded; empty when everything is
 reasons: dict[str, str] = {}
 #: the pybind11 module, or None
@@ -22,21 +29,39 @@ def load() -> None:
     if os.environ.get("EVOPRUNE_DISABLE_NATIVE") == "1":
         reasons.update(_native="EVOPRUNE_DISABLE_NATIVE=1", _cpu="EVOPRUNE_DISABLE_NATIVE=1")
         return
+    native = _load_native()
+    _load_cpu()
+    if "_cpu" in reasons:
+        warnings.warn(f"no C++ kernels, plain torch runs instead: {reasons['_cpu']}", stacklevel=4)
+    elif level := os.environ.get("EVOPRUNE_ISA"):
+        set_isa_level(level)
+
+
+def _load_native() -> ModuleType | None:
+    name = "evoprune_kernels._native"
+    spec = importlib.machinery.PathFinder.find_spec(name, [str(_DIR)])
+    if spec is None or spec.loader is None:
+        reasons["_native"] = NOT_BUILT
+        return None
     try:
-        native = importlib.import_module("evoprune_kernels._native")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
     except ImportError as error:
-        reasons["_native"] = f"not built or not loadable: {error}"
+        reasons["_native"] = f"{spec.origin} did not load: {error}"
+        return None
+    sys.modules[name] = module
+    return module
+
+
+def _load_cpu() -> None:
     library = _DIR / "_cpu.so"
     if not library.exists():
-        reasons["_cpu"] = "not built (no C++ compiler at install time, or EVOPRUNE_BUILD=none)"
+        reasons["_cpu"] = NOT_BUILT
         return
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
-        reasons["_cpu"] = f"{library.name} did not load: {error}"
-        return
-    if level := os.environ.get("EVOPRUNE_ISA"):
-        set_isa_level(level)
+        reasons["_cpu"] = f"{library} did not load: {error}"
 
 
 def cpu_loaded() -> bool:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from collections import Counter
+
 import pytest
 import torch
 
-from evoprune_kernels import _ext
+from evoprune_kernels import _ext, _select, ops
+from evoprune_kernels.ops import Op
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +42,85 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+# ---- the closing table: op x implementation -> how many tests ran it, or why none did ----
+_called: set[tuple[str, str]] = set()  # (op, implementation) during the current test
+_passed: Counter[tuple[str, str]] = Counter()
+
+
+def _count_calls(op: Op) -> None:
+    """Wraps the op's reference where tests import it from, so that a direct call counts as well."""
+    reference = op.reference
+
+    @functools.wraps(reference)
+    def counted(*args, **kwargs):
+        _called.add((op.name, "reference"))
+        return reference(*args, **kwargs)
+
+    object.__setattr__(op, "reference", counted)
+    module = sys.modules[reference.__module__]
+    for name, value in list(vars(module).items()):
+        if value is reference:
+            setattr(module, name, counted)
+
+
+def _count_dispatch() -> None:
+    """Notes which implementation every call of an op through the package takes."""
+    call = Op.__call__
+
+    def counted(self, *args, impl=None, **kwargs):
+        if not torch.compiler.is_compiling() and not self.reasons():
+            forced = impl or _select.FORCED.get(self.name)
+            if forced != _select.REFERENCE:
+                _called.add((self.name, _ext.isa_level()))
+        return call(self, *args, impl=impl, **kwargs)
+
+    Op.__call__ = counted
+
+
+def pytest_configure():
+    for op in ops.OPS.values():
+        _count_calls(op)
+    _count_dispatch()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report):
+    if report.when == "setup":
+        _called.clear()
+    elif report.when == "call" and report.passed:
+        _passed.update(_called)
+
+
+def _cell(op: Op, implementation: str) -> str:
+    if implementation != "reference":
+        if "_cpu" in _ext.reasons or implementation not in _ext.isa_levels():
+            return "skipped"
+        if op.reasons():
+            return "none"
+    return str(_passed[op.name, implementation] or "NOT RUN")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A run that tested nothing of an op cannot look green: the count is there, or the reason."""
+    if not _passed:
+        return
+    levels = ["avx512", "avx2", "baseline"]
+    columns = [*levels, "reference"]
+    terminalreporter.section("tests that ran each implementation of each op")
+    width = max(map(len, ops.OPS)) + 2
+    terminalreporter.write_line("op".ljust(width) + "".join(c.rjust(11) for c in columns))
+    for op in ops.OPS.values():
+        cells = [_cell(op, column) for column in columns]
+        terminalreporter.write_line(op.name.ljust(width) + "".join(c.rjust(11) for c in cells))
+    if "_cpu" in _ext.reasons:
+        terminalreporter.write_line(f"skipped: C++ kernels: {_ext.reasons['_cpu']}")
+        return
+    for level in levels:
+        if level not in _ext.isa_levels():
+            hint = "; `make emulate` runs it" if level == "avx512" else ""
+            terminalreporter.write_line(f"skipped: {level}: this CPU lacks the instructions{hint}")
+    for op in ops.OPS.values():
+        if reason := op.reasons().get("cpu"):
+            terminalreporter.write_line(f"none: {op.name} has no C++ kernel: {reason}")

@@ -25,8 +25,8 @@ struct Level {
   bool (*runs)();
 };
 
+// best first
 const Level kLevels[] = {
-    // best first
 #if EVOPRUNE_X86
     {&avx512::table,
      [] {

@@ -1,0 +1,89 @@
+# The commands of this repository. On a fresh machine: Python 3.11+, g++ and make; the rest goes into .venv.
+#
+#   make demo       train, prune, convert, measure, generate (about three minutes on two cores)
+#   make test       formatters, linters, types and the whole test suite; what CI runs
+#   make sanitize   the C++ code under AddressSanitizer and UBSan, in a build of its own
+#   make emulate    the AVX-512 level executed through SIMDe on a CPU without it (needs its headers)
+#
+#   TORCH=torch==2.13.0   the torch to install        PYTHON=python3.12   the Python to use
+#   VENV=.venv            where to                    ARGS="tests/ops -k nm"   what pytest runs
+
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
+            $(shell $(p) -c 'import sys; assert sys.version_info >= (3, 11); print("$(p)")' 2>/dev/null)))
+ARGS ?=
+
+BIN := $(abspath $(VENV))/bin
+STAMPS := $(VENV)/stamps
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py
+FORMATTED := $(filter %.cpp %.h,$(NATIVE))
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# one ninja folder for every normal build, so that a rebuild compiles what changed
+BUILD_EXT = EVOPRUNE_BUILD_DIR=$(abspath build/ninja)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint sanitize emulate clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '3,9s/^# \{0,1\}//p' Makefile
+
+demo: $(STAMPS)/built
+	$(BIN)/python -m bench.demo
+
+test: $(STAMPS)/built-strict lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMPS)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
+
+# ---- the environment: venv -> torch -> build tools and the package -> native code ----
+$(STAMPS)/torch:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found; set PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)" numpy ninja "pybind11>=2.13" "setuptools>=70" wheel
+	$(BIN)/python -c 'import torch; print(f"torch=={torch.__version__}")' > $(VENV)/constraints.txt
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
+	$(BUILD_EXT) $(PIP) --no-build-isolation --constraint $(VENV)/constraints.txt -e '.[test]'
+	@touch $@
+
+$(STAMPS)/built: $(STAMPS)/installed $(NATIVE)
+	$(BUILD_EXT) $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(STAMPS)/built-strict: $(STAMPS)/installed $(NATIVE)
+	EVOPRUNE_STRICT=1 $(BUILD_EXT) $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $(STAMPS)/built $@
+
+# ---- native code under other flags: built beside the normal build, loaded through EVOPRUNE_LIBRARY_DIR ----
+build_variant = $(BIN)/python setup.py --quiet build_ext --build-lib build/$(1) --build-temp build/$(1)/ninja
+with_variant = EVOPRUNE_LIBRARY_DIR=$(abspath build/$(1)/evoprune_kernels)
+CXX_ ?= $(if $(filter default,$(origin CXX)),g++,$(CXX))
+runtime = $(shell $(CXX_) -print-file-name=$(1))
+
+# leaks: off, since the interpreter and torch keep memory for the life of the process, which LeakSanitizer reports.
+# alloc_dealloc_mismatch and odr: torch's own libraries, which are not instrumented, free and define on their terms.
+sanitize: $(STAMPS)/installed
+	EVOPRUNE_SANITIZE=1 EVOPRUNE_BUILD=cpu $(call build_variant,sanitize)
+	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1 \
+	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	PYTHONMALLOC=malloc $(call with_variant,sanitize) EVOPRUNE_EXPECT=sanitized \
+	$(BIN)/python -m pytest $(or $(ARGS),tests/test_native.py tests/ops tests/formats tests/optim -m "not slow")
+
+emulate: $(STAMPS)/installed
+	@echo '#include <simde/x86/avx512.h>' | $(CXX_) -E -x c++ - -o /dev/null 2>/dev/null || \
+	  { echo "the SIMDe headers are missing (on Debian and Ubuntu: apt-get install libsimde-dev)"; exit 1; }
+	EVOPRUNE_EMULATE=avx512 EVOPRUNE_BUILD=cpu $(call build_variant,emulate)
+	$(call with_variant,emulate) EVOPRUNE_EXPECT=emulated \
+	$(BIN)/python -m pytest $(or $(ARGS),tests/test_native.py tests/ops tests/formats tests/optim -m "not slow")
+
+clean:
+	rm -rf build $(VENV) *.egg-info evoprune_kernels/*.so .pytest_cache .mypy_cache .ruff_cache
