@@ -1,0 +1,229 @@
+"""What a pattern is and what every packed weight can do. Selection (scores -> mask) is not here.
+
+A *pattern* says which masks are legal; a *packed weight* stores one weight whose mask obeys it. Rules shared by every
+format: -0.0 is stored as +0.0, NaN is a kept value, sizes that do not divide are padded inside, and the mask that
+`pack` makes when none is given keeps what is not zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from evoprune_kernels._check import check, check_dim, check_dtype, check_shape
+
+#: the largest group of an n:m pattern: a group's mask fits one 32-bit word
+MAX_GROUP = 32
+#: the largest edge of a block
+MAX_BLOCK = 256
+#: dtypes a packed weight may store; the native kernels take the first two
+VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A family of masks; ``str(pattern)`` is the name that ``parse_pattern`` reads."""
+
+    def arguments(self) -> tuple[int, ...]:
+        """The numbers in the name, in order: ``(2, 4)`` for ``2:4``."""
+        return dataclasses.astuple(self)
+
+
+@dataclass(frozen=True)
+class NM(Pattern):
+    """At most ``n`` kept of every ``m`` consecutive weights of a row, 1 <= n <= m <= 32."""
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        check(
+            1 <= self.n <= self.m <= MAX_GROUP,
+            f"expected a pattern n:m with 1 <= n <= m <= {MAX_GROUP}, got {self.n}:{self.m}",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
+@dataclass(frozen=True)
+class Block(Pattern):
+    """Blocks of ``rows`` x ``columns`` weights are kept or removed whole, edges from 1 to 256."""
+
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        check(
+            1 <= self.rows <= MAX_BLOCK and 1 <= self.columns <= MAX_BLOCK,
+            f"expected block edges from 1 to {MAX_BLOCK}, got {self.rows}x{self.columns}",
+        )
+
+    def __str__(self) -> str:
+        return f"block:{self.rows}x{self.columns}"
+
+
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Any mask."""
+
+    def __str__(self) -> str:
+        return "unstructured"
+
+
+@dataclass(frozen=True)
+class Channel(Pattern):
+    """Whole rows (output features) are kept or removed."""
+
+    def __str__(self) -> str:
+        return "channel"
+
+
+def parse_pattern(text: str | Pattern) -> Pattern:
+    """The pattern that ``text`` names.
+
+    Args:
+        text: ``"n:m"``, ``"block:RxC"``, ``"unstructured"`` or ``"channel"``; a Pattern is returned as it is.
+
+    Raises:
+        ValueError: if the text names no pattern, or its numbers are out of range.
+
+    Example:
+        >>> from evoprune_kernels.formats import parse_pattern
+        >>> parse_pattern("2:4")
+        NM(n=2, m=4)
+        >>> str(parse_pattern("block:16x16"))
+        'block:16x16'
+    """
+    if isinstance(text, Pattern):
+        return text
+    if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
+        return NM(int(found[1]), int(found[2]))
+    if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
+        return Block(int(found[1]), int(found[2]))
+    if text in (named := {"unstructured": Unstructured(), "channel": Channel()}):
+        return named[text]
+    raise ValueError(
+        f"unknown pattern {text!r}: expected 'n:m' (such as '2:4'), 'block:RxC' (such as 'block:16x16'), "
+        "'unstructured' or 'channel'"
+    )
+
+
+class PackedWeight(ABC):
+    """One weight in a canonical packed form: what is saved, tested and converted.
+
+    Subclasses are frozen dataclasses whose tensor fields carry the names of the format's tensors.
+    """
+
+    #: format name, as in files
+    FORMAT: ClassVar[str]
+    #: the patterns this format stores
+    PATTERN: ClassVar[type[Pattern]]
+    #: names of the tensors, in the order in which the ops take them
+    TENSORS: ClassVar[tuple[str, ...]]
+
+    #: [N, values' own shape]: the kept weights
+    values: Tensor
+    #: (N, K) of the dense weight
+    shape: tuple[int, int]
+
+    @classmethod
+    @abstractmethod
+    def pack(cls, weight: Tensor, *arguments: Any, mask: Tensor | None = None) -> PackedWeight:
+        """Pack a dense weight [N, K]; ``arguments`` are those of the pattern.
+
+        ``mask`` (bool [N, K]) says what is kept; None keeps ``weight != 0``. Raises ``ValueError`` with the
+        coordinates where the mask does not obey the pattern.
+        """
+
+    @abstractmethod
+    def unpack(self) -> Tensor:
+        """The dense weight [N, K]; +0.0 where nothing is kept."""
+
+    @abstractmethod
+    def validate(self) -> None:
+        """Raise ``ValueError`` unless every tensor is what this format promises; safe on hostile input."""
+
+    @property
+    @abstractmethod
+    def pattern(self) -> Pattern:
+        """The pattern this weight obeys."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], attributes: Mapping[str, str]
+    ) -> PackedWeight:
+        """The inverse of ``tensors`` and ``attributes``; validated."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The canonical tensors by name."""
+        return {name: getattr(self, name) for name in self.TENSORS}
+
+    def attributes(self) -> dict[str, str]:
+        """What is needed beside the tensors to rebuild: format, pattern and dense shape, as text."""
+        return {
+            "format": self.FORMAT,
+            "pattern": str(self.pattern),
+            "shape": f"{self.shape[0]}x{self.shape[1]}",
+        }
+
+    def to(self, *args: Any, **kwargs: Any) -> PackedWeight:
+        """``Tensor.to`` on every tensor; a dtype applies to the values only."""
+        moved = {name: tensor.to(*args, **kwargs) for name, tensor in self.tensors().items()}
+        for name, tensor in self.tensors().items():
+            if name != "values":
+                moved[name] = tensor.to(moved["values"].device)
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+
+def parse_attributes(
+    cls: type[PackedWeight], attributes: Mapping[str, str]
+) -> tuple[Pattern, tuple[int, int]]:
+    """``(pattern, shape)`` from ``PackedWeight.attributes()``; for ``from_tensors``."""
+    pattern = parse_pattern(attributes.get("pattern", ""))
+    if not isinstance(pattern, cls.PATTERN):
+        raise ValueError(f"format {cls.FORMAT!r} cannot hold the pattern {str(pattern)!r}")
+    found = re.fullmatch(r"(\d{1,18})x(\d{1,18})", text := attributes.get("shape", ""))
+    if found is None:
+        raise ValueError(f"expected a shape 'NxK', got {text!r}")
+    return pattern, (int(found[1]), int(found[2]))
+
+
+def require_tensors(cls: type[PackedWeight], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The format's tensors in order; ``ValueError`` names those that are missing or too many."""
+    missing, extra = set(cls.TENSORS) - set(tensors), set(tensors) - set(cls.TENSORS)
+    if missing or extra:
+        raise ValueError(
+            f"format {cls.FORMAT!r} has the tensors {cls.TENSORS}: missing {sorted(missing)}, unknown {sorted(extra)}"
+        )
+    return [tensors[name] for name in cls.TENSORS]
+
+
+def kept_mask(weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Checks ``weight`` and ``mask`` of a ``pack`` call; the mask, or ``weight != 0`` where it is None."""
+    check_dim(weight, 2, "weight")
+    check_dtype(weight, VALUE_DTYPES, "weight")
+    if mask is None:
+        return weight != 0
+    check_dtype(mask, (torch.bool,), "mask")
+    check_shape(mask, tuple(weight.shape), "mask")
+    check(mask.device == weight.device, f"mask on {mask.device}, weight on {weight.device}")
+    return mask
