@@ -13,10 +13,12 @@ from evoprune_kernels.formats.base import (
     Unstructured,
     parse_pattern,
 )
+from evoprune_kernels.formats.bitmask import BitmaskWeight
+from evoprune_kernels.formats.block import BlockWeight
 from evoprune_kernels.formats.nm import NMWeight
 
 #: every format; the first whose PATTERN fits is used
-FORMATS: tuple[type[PackedWeight], ...] = (NMWeight,)
+FORMATS: tuple[type[PackedWeight], ...] = (NMWeight, BlockWeight, BitmaskWeight)
 
 
 def format_of(pattern: str | Pattern) -> type[PackedWeight]:
@@ -53,7 +55,9 @@ def pack(weight: Tensor, pattern: str | Pattern, mask: Tensor | None = None) -> 
 __all__ = [
     "FORMATS",
     "NM",
+    "BitmaskWeight",
     "Block",
+    "BlockWeight",
     "Channel",
     "NMWeight",
     "PackedWeight",
