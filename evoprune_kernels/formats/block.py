@@ -79,10 +79,11 @@ def unpack_block(
     values: Tensor, row_ptr: Tensor, col_idx: Tensor, rows: int, columns: int
 ) -> Tensor:
     """The dense weight [rows, columns] of packed tensors."""
-    count, bn, bk = values.shape
+    _, bn, bk = values.shape
     grid = block_grid(rows, columns, bn, bk)
     blocks = values.new_zeros(*grid, bn, bk)
-    blocks = blocks.index_put((rows_of(row_ptr, count), col_idx.long()), values)
+    places = rows_of(row_ptr, col_idx.shape[0]), col_idx.long()
+    blocks = blocks.index_put(places, values)
     dense = blocks.transpose(1, 2).reshape(grid[0] * bn, grid[1] * bk)
     return dense[:rows, :columns].contiguous()
 

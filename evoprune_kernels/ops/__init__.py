@@ -2,10 +2,23 @@
 
 from evoprune_kernels import _ext
 from evoprune_kernels.ops._op import OPS, Case, Op
+from evoprune_kernels.ops.bitmask_pack import bitmask_pack, bitmask_unpack
+from evoprune_kernels.ops.block_pack import block_pack, block_unpack
 from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
 from evoprune_kernels.ops.select_topk import select_topk
 
 _ext.load()
 
-__all__ = ["OPS", "Case", "Op", "select_block", "select_nm", "select_topk"]
+__all__ = [
+    "OPS",
+    "Case",
+    "Op",
+    "bitmask_pack",
+    "bitmask_unpack",
+    "block_pack",
+    "block_unpack",
+    "select_block",
+    "select_nm",
+    "select_topk",
+]

@@ -29,7 +29,7 @@ def test_literal():
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_matches_the_contract(case, threads):
     scores, density = case.args()
-    mask = ops.select_topk(scores, density)
+    mask = ops.select_topk(scores, density, impl="reference")
     assert torch.equal(mask, by_hand(scores, density))
     assert mask.sum() == round(density * scores.numel())
 
