@@ -4,6 +4,10 @@ from evoprune_kernels import _ext
 from evoprune_kernels.ops._op import OPS, Case, Op
 from evoprune_kernels.ops.bitmask_pack import bitmask_pack, bitmask_unpack
 from evoprune_kernels.ops.block_pack import block_pack, block_unpack
+from evoprune_kernels.ops.nm_linear import nm_linear
+from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
+from evoprune_kernels.ops.nm_prepare import nm_prepare
+from evoprune_kernels.ops.prepare import linear, prepare
 from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
 from evoprune_kernels.ops.select_topk import select_topk
@@ -18,6 +22,12 @@ __all__ = [
     "bitmask_unpack",
     "block_pack",
     "block_unpack",
+    "linear",
+    "nm_linear",
+    "nm_pack",
+    "nm_prepare",
+    "nm_unpack",
+    "prepare",
     "select_block",
     "select_nm",
     "select_topk",

@@ -1,0 +1,93 @@
+"""What every linear op shares: activation names, argument checks and the gradient of the activation.
+
+``y = act(x W^T + b)``. The kernels apply bias and activation while the sums are still in registers, so the
+pre-activation is not stored: backward computes it once more, except for ``none`` and ``relu``, which need only ``y``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from evoprune_kernels._check import check, check_dtype, check_shape
+from evoprune_kernels.formats import PackedWeight
+
+#: names of the activations, in the order of csrc/cpu/kernels.h
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+#: how a packed weight is stored: as saved, or as the CPU kernels read it
+LAYOUTS = ("canonical", "cpu")
+#: dtypes of x and values that the native kernels take
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def activate(z: Tensor, activation: str) -> Tensor:
+    """``act(z)``."""
+    if activation == "none":
+        return z
+    if activation == "relu":
+        return F.relu(z)
+    if activation == "gelu":
+        return F.gelu(z)
+    if activation == "gelu_tanh":
+        return F.gelu(z, approximate="tanh")
+    if activation == "silu":
+        return F.silu(z)
+    raise ValueError(f"expected activation in {ACTIVATIONS}, got {activation!r}")
+
+
+def linear_dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """``act(x weight^T + bias)`` with bias and activation in float32 or better; the result in the dtype of x."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    bias = None if bias is None else bias.to(wide)
+    return activate(F.linear(x.to(wide), weight.to(wide), bias), activation).to(x.dtype)
+
+
+def grad_of_preactivation(
+    grad: Tensor, activation: str, output: Tensor, preactivation: Callable[[], Tensor]
+) -> Tensor:
+    """``grad * act'(z)``: from ``output`` for relu, else from ``preactivation()``, the op run again without act."""
+    aten = torch.ops.aten
+    if activation == "none":
+        return grad
+    if activation == "relu":
+        return aten.threshold_backward(grad, output, 0)
+    if activation == "silu":
+        return aten.silu_backward(grad, preactivation())
+    approximate = "tanh" if activation == "gelu_tanh" else "none"
+    return aten.gelu_backward(grad, preactivation(), approximate=approximate)
+
+
+def grad_of_bias(grad: Tensor, bias: Tensor) -> Tensor:
+    """The gradient of the bias: ``grad`` [..., N] summed over the tokens in float32."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    return grad.flatten(0, -2).sum(0, dtype=wide).to(bias.dtype)
+
+
+def needs_preactivation(activation: str) -> bool:
+    """Whether ``grad_of_preactivation`` will call for the pre-activation."""
+    return activation not in ("none", "relu")
+
+
+def check_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None, activation: str) -> None:
+    """Checks the arguments of a linear op. Raises ``ValueError`` or ``TypeError`` with both values."""
+    check(activation in ACTIVATIONS, f"expected activation in {ACTIVATIONS}, got {activation!r}")
+    out_features, in_features = packed.shape
+    check(x.dim() >= 1, "expected x of 1 dimension or more, got 0")
+    check(
+        x.shape[-1] == in_features,
+        f"expected x of shape [..., {in_features}], got {tuple(x.shape)}",
+    )
+    check_dtype(x, (packed.dtype,), "x")
+    check(x.device == packed.values.device, f"x on {x.device}, values on {packed.values.device}")
+    if bias is not None:
+        check_shape(bias, (out_features,), "bias")
+        check_dtype(bias, dict.fromkeys((torch.float32, torch.bfloat16, x.dtype)), "bias")
+        check(bias.device == x.device, f"bias on {bias.device}, x on {x.device}")
+
+
+def check_layout(layout: str) -> None:
+    """Raise ``ValueError`` unless ``layout`` is one of ``LAYOUTS``."""
+    check(layout in LAYOUTS, f"expected layout in {LAYOUTS}, got {layout!r}")

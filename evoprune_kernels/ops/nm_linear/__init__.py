@@ -1,0 +1,133 @@
+"""``evoprune::nm_linear``: y = act(x W^T + b) with an n:m packed weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from evoprune_kernels.formats import NMWeight
+from evoprune_kernels.ops._linear import (
+    check_linear,
+    grad_of_bias,
+    grad_of_preactivation,
+    needs_preactivation,
+)
+from evoprune_kernels.ops._op import define
+from evoprune_kernels.ops.nm_linear.reference import dense_weight, nm_linear_reference
+from evoprune_kernels.ops.nm_pack import UNPACK, check_packed, gather_kept
+
+
+def _fake(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    n: int,
+    m: int,
+    activation: str,
+    layout: str,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, meta, bias, *ctx.numbers = inputs
+    activation, layout = ctx.numbers[4:]
+    if layout == "cpu" and ctx.needs_input_grad[1]:
+        raise RuntimeError(
+            "nm_linear: the layout 'cpu' is for inference and has no gradient for values; "
+            "pass the canonical tensors (layout 'canonical')"
+        )
+    ctx.save_for_backward(
+        x if ctx.needs_input_grad[1] or needs_preactivation(activation) else None,
+        values,
+        meta,
+        bias,
+        output if activation == "relu" else None,
+    )
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, meta, bias, output = ctx.saved_tensors
+    out_features, in_features, n, m, activation, layout = ctx.numbers
+
+    def preactivation() -> Tensor:
+        return OP(x, values, meta, bias, out_features, in_features, n, m, "none", layout)
+
+    grad = grad_of_preactivation(grad, activation, output, preactivation)
+    grad_x = grad_values = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        if layout == "cpu":
+            weight = dense_weight(values, meta, (out_features, in_features), (n, m), layout)
+        else:
+            weight = UNPACK(values, meta, n, m, in_features)
+        grad_x = grad @ weight
+    if ctx.needs_input_grad[1]:
+        grad_weight = grad.reshape(-1, out_features).t() @ x.reshape(-1, in_features)
+        grad_values = gather_kept(grad_weight, meta, n, m)
+    if bias is not None and ctx.needs_input_grad[3]:
+        grad_bias = grad_of_bias(grad, bias)
+    return grad_x, grad_values, None, grad_bias, *[None] * 6
+
+
+OP = define(
+    "nm_linear(Tensor x, Tensor values, Tensor meta, Tensor? bias, int out_features, int in_features, "
+    "int n, int m, str activation, str layout) -> Tensor",
+    reference=nm_linear_reference,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+)
+
+
+def nm_linear(
+    x: Tensor,
+    packed: NMWeight,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """A linear layer whose weight keeps n of every m.
+
+    ``y = act(x W^T + b)``, ``W = packed.unpack()``
+
+    Args:
+        x: [..., K], the dtype of ``packed.values``; float32 or bfloat16 for the C++ kernels.
+        packed: the weight [N, K].
+        bias: [N], float32 or bfloat16, or None.
+        activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
+        impl: insist on an implementation.
+
+    Returns:
+        y [..., N] in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: if shapes, dtypes or devices do not fit.
+
+    Notes:
+        Sums, bias and activation are float32; bfloat16 is only stored. Deterministic, the same for every number of
+        threads. NaN and infinity: a stored place (a filled-up one as well) takes part, any other does not, where a
+        dense product has 0 * inf = NaN. Gradients: of x, bias and ``packed.values`` (stored places only); dX and dW
+        are dense products with the unpacked weight.
+        This call lays the weight out anew each time; to run it often use ``ops.prepare`` and
+        ``ops.nm_linear.OP(x, *ops.prepare(packed), bias, N, K, n, m, activation, "cpu")``.
+
+    Example:
+        >>> import torch
+        >>> from evoprune_kernels import ops
+        >>> packed = ops.nm_pack(torch.tensor([[0.0, 5.0, 0.0, 6.0]]), 2, 4)
+        >>> ops.nm_linear(torch.ones(1, 4), packed)
+        tensor([[11.]])
+    """
+    check_packed(packed)
+    check_linear(x, packed, bias, activation)
+    (out_features, in_features), n, m = packed.shape, packed.n, packed.m
+    tensors = (packed.values, packed.meta, bias)
+    return OP(x, *tensors, out_features, in_features, n, m, activation, "canonical", impl=impl)
+
+
+nm_linear.OP = OP  # type: ignore[attr-defined]

@@ -1,0 +1,36 @@
+"""``nm_linear`` in plain torch: unpack, then a dense product; the truth, the fallback and the benchmark baseline."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from evoprune_kernels.formats.nm import unpack_nm
+from evoprune_kernels.ops._linear import check_layout, linear_dense
+from evoprune_kernels.ops.nm_prepare.reference import unprepare
+
+
+def dense_weight(
+    values: Tensor, meta: Tensor, shape: tuple[int, int], pattern: tuple[int, int], layout: str
+) -> Tensor:
+    """The dense weight [N, K] of the tensors of either layout."""
+    check_layout(layout)
+    if layout == "cpu":
+        return unprepare(values, meta, *shape, pattern)
+    return unpack_nm(values, meta, *pattern, shape[1])
+
+
+def nm_linear_reference(
+    x: Tensor,
+    values: Tensor,
+    meta: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    n: int,
+    m: int,
+    activation: str,
+    layout: str,
+) -> Tensor:
+    """``act(x W^T + bias)``; see ``nm_linear``."""
+    weight = dense_weight(values, meta, (out_features, in_features), (n, m), layout)
+    return linear_dense(x, weight, bias, activation)
