@@ -2,6 +2,7 @@
 
 from evoprune_kernels import _ext
 from evoprune_kernels.ops._op import OPS, Case, Op
+from evoprune_kernels.ops.adamw_step import adamw_step_
 from evoprune_kernels.ops.bitmask_pack import bitmask_pack, bitmask_unpack
 from evoprune_kernels.ops.block_pack import block_pack, block_unpack
 from evoprune_kernels.ops.nm_linear import nm_linear
@@ -11,6 +12,7 @@ from evoprune_kernels.ops.prepare import linear, prepare
 from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
 from evoprune_kernels.ops.select_topk import select_topk
+from evoprune_kernels.ops.sgd_step import sgd_step_
 
 _ext.load()
 
@@ -18,6 +20,7 @@ __all__ = [
     "OPS",
     "Case",
     "Op",
+    "adamw_step_",
     "bitmask_pack",
     "bitmask_unpack",
     "block_pack",
@@ -31,4 +34,5 @@ __all__ = [
     "select_block",
     "select_nm",
     "select_topk",
+    "sgd_step_",
 ]

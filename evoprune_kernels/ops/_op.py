@@ -66,7 +66,11 @@ def define(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> Op:
-    """Register ``evoprune::<schema>``; argument names and order of ``reference`` follow the schema."""
+    """Register ``evoprune::<schema>``; argument names and order of ``reference`` follow the schema.
+
+    A name with a dot, such as ``adamw_step_.tensor_lr``, is an overload. An op that changes its arguments
+    (``Tensor(a!)``) also advances their version counters, so that autograd and caches keyed by them notice.
+    """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
@@ -78,9 +82,27 @@ def define(
         )
     packet, _, variant = name.partition(".")
     overload = getattr(getattr(torch.ops.evoprune, packet), variant or "default")
+    if overload._schema.is_mutable:
+        _register_version_bump(name, overload)
     op = Op(name=name, reference=reference, overload=overload)
     OPS[name] = op
     return op
+
+
+def _register_version_bump(name: str, overload: Any) -> None:
+    """C++ kernels write through raw pointers: the version counters are advanced here, above them."""
+    arguments = overload._schema.arguments
+    written = [i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
+    names = [arguments[i].name for i in written]
+    below = torch._C._after_ADInplaceOrView_keyset
+
+    def bump(keyset: Any, *args: Any, **kwargs: Any) -> Any:
+        for i, argument in zip(written, names, strict=True):
+            value = args[i] if i < len(args) else kwargs[argument]
+            torch.autograd.graph.increment_version(value)
+        return overload.redispatch(keyset & below, *args, **kwargs)
+
+    LIBRARY.impl(name, bump, "ADInplaceOrView", with_keyset=True)
 
 
 def _device(args: tuple[Any, ...]) -> str:

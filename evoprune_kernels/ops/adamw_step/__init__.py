@@ -1,0 +1,134 @@
+"""``evoprune::adamw_step_``: AdamW, importance and mask of a whole list of parameters in one pass over memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evoprune_kernels._check import check
+from evoprune_kernels.ops import _step
+from evoprune_kernels.ops._op import define
+from evoprune_kernels.ops.adamw_step.reference import adamw_step_reference
+
+_LISTS = (
+    "Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+    "Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] importances, Tensor[] masks, Tensor(g!)[] steps"
+)
+_SCALARS = (
+    "float beta1, float beta2, float eps, float weight_decay, bool amsgrad, bool maximize, "
+    "str rule, float alpha, Tensor? grad_scale=None, Tensor? found_inf=None"
+)
+
+
+def _fake(*args: Any, **kwargs: Any) -> None:
+    """Nothing is returned, and shapes do not change."""
+
+
+OP = define(
+    f"adamw_step_({_LISTS}, *, float lr, {_SCALARS}) -> ()",
+    reference=adamw_step_reference,
+    fake=_fake,
+)
+OP_TENSOR_LR = define(
+    f"adamw_step_.tensor_lr({_LISTS}, *, Tensor lr, {_SCALARS}) -> ()",
+    reference=adamw_step_reference,
+    fake=_fake,
+)
+
+
+def adamw_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    importances: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    amsgrad: bool = False,
+    maximize: bool = False,
+    rule: str = "none",
+    alpha: float = 0.0,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    impl: str | None = None,
+) -> None:
+    """AdamW step, importance update and mask of every parameter, in place.
+
+    ``g = grad / grad_scale``, ``-g`` if ``maximize``; ``step += 1``;
+    ``m = lerp(m, g, 1 - beta1)``; ``v = beta2 * v + (1 - beta2) * g**2``; ``u = max(u, v)`` if ``amsgrad`` else ``v``;
+    ``w' = (1 - lr * weight_decay) * w - lr / (1 - beta1**step) * m / (sqrt(u) / sqrt(1 - beta2**step) + eps)``;
+    ``w' = 0 where not mask``; ``importance += alpha * (x - importance)``;
+    ``x = w'`` (evolution) or ``|w * g|`` (taylor)
+
+    Args:
+        params: weights, fp32 or bf16 (the reference: any floating dtype), of any shapes and strides.
+        grads: their gradients, the parameter's shape and dtype; unscaled in place when ``grad_scale`` is given.
+        exp_avgs: first moments m, fp32 or the parameter's dtype, zero before the first step.
+        exp_avg_sqs: second moments v, of the dtype of ``exp_avgs``.
+        max_exp_avg_sqs: largest v so far, with ``amsgrad``; else an empty list.
+        importances: fp32 running averages of the rule; an empty list where the rule keeps none.
+        masks: torch.bool, True = keep; an empty list: no masks. Moments and importance also move where False.
+        steps: how many steps each parameter took, 0-dim fp32; increased by one.
+        lr: learning rate, a number or a one-element tensor.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay, a fraction of lr.
+        amsgrad: use the largest second moment so far.
+        maximize: climb the gradient.
+        rule: "none", "magnitude", "evolution" or "taylor".
+        alpha: share of this step in the importance, 0 to 1, from ``importance.alpha``.
+        grad_scale: one element; gradients are divided by it.
+        found_inf: one element; when it is not 0, nothing at all changes.
+        impl: insist on an implementation (``"cpu"`` or ``"reference"``).
+
+    Raises:
+        ValueError: if a list has the wrong length, or the rule or alpha is out of range.
+        RuntimeError: if shapes, dtypes or devices do not match, or a written tensor overlaps itself.
+
+    Notes:
+        Math in fp32 (fp64 for fp64 parameters), stored once, round to nearest even. Masked weights are exactly
+        +0.0, also where the step gives NaN. Deterministic: every element is computed on its own, so the
+        number of threads cannot change it. Dense tensors that share their strides are stepped in place,
+        others through a contiguous copy. fp16 and fp64 parameters take the reference.
+
+    Source:
+        Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+
+    Example:
+        >>> import torch
+        >>> from evoprune_kernels import ops
+        >>> w, g, m, v, step = torch.ones(2), torch.ones(2), torch.zeros(2), torch.zeros(2), torch.tensor(0.0)
+        >>> ops.adamw_step_([w], [g], [m], [v], [], [], [torch.tensor([True, False])], [step], lr=0.5,
+        ...                 beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
+        >>> w, step
+        (tensor([0.5000, 0.0000]), tensor(1.))
+    """
+    required = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps}
+    _step.check_lists(
+        params, required, max_exp_avg_sqs=max_exp_avg_sqs, importances=importances, masks=masks
+    )
+    _step.check_rule(rule, alpha, params, importances)
+    check(
+        not amsgrad or len(max_exp_avg_sqs) == len(params),
+        f"amsgrad needs {len(params)} max_exp_avg_sqs, one a parameter, got {len(max_exp_avg_sqs)}",
+    )
+    if impl is None and not _step.kernel_fits(params):
+        impl = "reference"
+    op = OP_TENSOR_LR if isinstance(lr, torch.Tensor) else OP
+    op(
+        params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, importances, masks, steps,
+        lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
+        maximize=maximize, rule=rule, alpha=alpha, grad_scale=grad_scale, found_inf=found_inf,
+        impl=impl,
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""``adamw_step_`` in plain torch: the truth, the fallback and the benchmark baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evoprune_kernels.ops import _step
+
+
+@torch.no_grad()
+def adamw_step_reference(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    importances: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    amsgrad: bool,
+    maximize: bool,
+    rule: str,
+    alpha: float,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One AdamW step of every parameter, with importance and mask; see ``adamw_step_``."""
+    _step.check_shapes(
+        params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs,
+        max_exp_avg_sqs=max_exp_avg_sqs, importances=importances, masks=masks,
+    )  # fmt: skip
+    _step.check_steps(steps)
+    if _step.skipped(found_inf):
+        return
+    rate = float(lr)
+    for i, param in enumerate(params):
+        steps[i].add_(1)
+        t = steps[i].item()
+        g = _step.unscaled_gradient(grads[i], param, grad_scale)
+        g = -g if maximize else g
+        w = param.to(g.dtype)
+        if weight_decay != 0:
+            w = w * (1 - rate * weight_decay)
+        m = exp_avgs[i].to(g.dtype).lerp(g, 1 - beta1)
+        v = exp_avg_sqs[i].to(g.dtype) * beta2 + (1 - beta2) * g * g
+        exp_avgs[i].copy_(m)
+        exp_avg_sqs[i].copy_(v)
+        if amsgrad:
+            v = torch.maximum(max_exp_avg_sqs[i].to(g.dtype), v)
+            max_exp_avg_sqs[i].copy_(v)
+        denominator = v.sqrt() / (1 - beta2**t) ** 0.5 + eps
+        new = w - (rate / (1 - beta1**t)) * m / denominator
+        _step.write_weight(
+            param, new, g, mask=masks[i] if masks else None,
+            importance=importances[i] if importances else None, rule=rule, alpha=alpha,
+        )  # fmt: skip

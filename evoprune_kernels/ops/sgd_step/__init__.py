@@ -1,0 +1,129 @@
+"""``evoprune::sgd_step_``: SGD, importance and mask of a whole list of parameters in one pass over memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evoprune_kernels._check import check
+from evoprune_kernels.ops import _step
+from evoprune_kernels.ops._op import define
+from evoprune_kernels.ops.sgd_step.reference import sgd_step_reference
+
+_LISTS = (
+    "Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffers, Tensor(d!)[] importances, "
+    "Tensor[] masks, Tensor(e!)[] steps"
+)
+_SCALARS = (
+    "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
+    "str rule, float alpha, Tensor? grad_scale=None, Tensor? found_inf=None"
+)
+
+
+def _fake(*args: Any, **kwargs: Any) -> None:
+    """Nothing is returned, and shapes do not change."""
+
+
+OP = define(
+    f"sgd_step_({_LISTS}, *, float lr, {_SCALARS}) -> ()",
+    reference=sgd_step_reference,
+    fake=_fake,
+)
+OP_TENSOR_LR = define(
+    f"sgd_step_.tensor_lr({_LISTS}, *, Tensor lr, {_SCALARS}) -> ()",
+    reference=sgd_step_reference,
+    fake=_fake,
+)
+
+
+def sgd_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    importances: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    rule: str = "none",
+    alpha: float = 0.0,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    impl: str | None = None,
+) -> None:
+    """SGD step with momentum, importance update and mask of every parameter, in place.
+
+    ``g = grad / grad_scale``, ``-g`` if ``maximize``; ``d = g + weight_decay * w``;
+    ``b = momentum * b + (1 - dampening) * d``, or ``b = d`` where ``step == 0``; ``step += 1``;
+    ``d = d + momentum * b`` if ``nesterov``, else ``b``; ``w' = w - lr * d``;
+    ``w' = 0 where not mask``;
+    ``importance += alpha * (x - importance)`` with ``x = w'`` (evolution) or ``|w * g|`` (taylor)
+
+    Args:
+        params: weights, fp32 or bf16 (the reference: any floating dtype), of any shapes and strides.
+        grads: their gradients, the parameter's shape and dtype; unscaled in place when ``grad_scale`` is given.
+        momentum_buffers: b, fp32 or the parameter's dtype; unused, and may be an empty list, where momentum is 0.
+        importances: fp32 running averages of the rule; an empty list where the rule keeps none.
+        masks: torch.bool, True = keep; an empty list: no masks. Momentum and importance also move where False.
+        steps: how many steps each parameter took, 0-dim fp32; increased by one. At 0 the momentum buffer is not yet
+            initialised and is only written, whatever it holds.
+        lr: learning rate, a number or a one-element tensor.
+        momentum: decay of the momentum buffer.
+        dampening: what the gradient loses on its way into the buffer.
+        weight_decay: coupled weight decay (an L2 penalty).
+        nesterov: look one momentum step ahead.
+        maximize: climb the gradient.
+        rule: "none", "magnitude", "evolution" or "taylor".
+        alpha: share of this step in the importance, 0 to 1, from ``importance.alpha``.
+        grad_scale: one element; gradients are divided by it.
+        found_inf: one element; when it is not 0, nothing at all changes.
+        impl: insist on an implementation (``"cpu"`` or ``"reference"``).
+
+    Raises:
+        ValueError: if a list has the wrong length, momentum has no buffers, or the rule or alpha is out of range.
+        RuntimeError: if shapes, dtypes or devices do not match, or a written tensor overlaps itself.
+
+    Notes:
+        Math in fp32 (fp64 for fp64 parameters), stored once, round to nearest even. Masked weights are exactly
+        +0.0, also where the step gives NaN. Deterministic: every element is computed on its own, so the
+        number of threads cannot change it. Dense tensors that share their strides are stepped in place,
+        others through a contiguous copy. fp16 and fp64 parameters take the reference.
+
+    Source:
+        Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013, in the form of
+        ``torch.optim.SGD``; rules: ``evoprune_kernels.importance``.
+
+    Example:
+        >>> import torch
+        >>> from evoprune_kernels import ops
+        >>> w, step = torch.ones(2), torch.tensor(0.0)
+        >>> ops.sgd_step_([w], [torch.ones(2)], [], [], [torch.tensor([True, False])], [step], lr=0.5)
+        >>> w, step
+        (tensor([0.5000, 0.0000]), tensor(1.))
+    """
+    _step.check_lists(
+        params, {"grads": grads, "steps": steps},
+        momentum_buffers=momentum_buffers, importances=importances, masks=masks,
+    )  # fmt: skip
+    _step.check_rule(rule, alpha, params, importances)
+    check(
+        momentum == 0 or len(momentum_buffers) == len(params),
+        f"momentum={momentum} needs {len(params)} momentum_buffers, got {len(momentum_buffers)}",
+    )
+    if impl is None and not _step.kernel_fits(params):
+        impl = "reference"
+    op = OP_TENSOR_LR if isinstance(lr, torch.Tensor) else OP
+    op(
+        params, grads, momentum_buffers, importances, masks, steps,
+        lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+        maximize=maximize, rule=rule, alpha=alpha, grad_scale=grad_scale, found_inf=found_inf,
+        impl=impl,
+    )  # fmt: skip

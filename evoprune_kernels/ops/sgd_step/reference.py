@@ -1,0 +1,56 @@
+"""``sgd_step_`` in plain torch: the truth, the fallback and the benchmark baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from evoprune_kernels.ops import _step
+
+
+@torch.no_grad()
+def sgd_step_reference(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    importances: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    rule: str,
+    alpha: float,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One SGD step of every parameter, with importance and mask; see ``sgd_step_``."""
+    _step.check_shapes(
+        params, grads=grads, momentum_buffers=momentum_buffers, importances=importances, masks=masks
+    )
+    _step.check_steps(steps)
+    if _step.skipped(found_inf):
+        return
+    rate = float(lr)
+    for i, param in enumerate(params):
+        first = steps[i].item() == 0
+        steps[i].add_(1)
+        g = _step.unscaled_gradient(grads[i], param, grad_scale)
+        g = -g if maximize else g
+        w = param.to(g.dtype)
+        d = g + weight_decay * w if weight_decay != 0 else g
+        if momentum != 0:
+            buffer = momentum_buffers[i].to(g.dtype)
+            b = d if first else buffer * momentum + (1 - dampening) * d
+            momentum_buffers[i].copy_(b)
+            d = d + momentum * b if nesterov else b
+        _step.write_weight(
+            param, w - rate * d, g, mask=masks[i] if masks else None,
+            importance=importances[i] if importances else None, rule=rule, alpha=alpha,
+        )  # fmt: skip
