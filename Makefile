@@ -33,7 +33,7 @@ demo: $(STAMPS)/built
 	$(BIN)/python -m bench.demo
 
 test: $(STAMPS)/built-strict lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -rsfE $(ARGS)
 
 lint: $(STAMPS)/installed
 	$(BIN)/ruff format --check .
@@ -41,7 +41,7 @@ lint: $(STAMPS)/installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
-# ---- the environment: venv -> torch -> build tools and the package -> native code ----
+# ---- the environment: venv -> torch and build tools -> the package -> native code (where its progress is seen) ----
 $(STAMPS)/torch:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and was not found; set PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu: install python3-venv)"; exit 1; }
@@ -51,7 +51,7 @@ $(STAMPS)/torch:
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
-	$(BUILD_EXT) $(PIP) --no-build-isolation --constraint $(VENV)/constraints.txt -e '.[test]'
+	EVOPRUNE_BUILD=none $(PIP) --no-build-isolation --constraint $(VENV)/constraints.txt -e '.[test]'
 	@touch $@
 
 $(STAMPS)/built: $(STAMPS)/installed $(NATIVE)

@@ -90,8 +90,10 @@ class NinjaBuild(build_ext):
             f"  command = {compiler} -MMD -MF $out.d $flags $extra -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
+            "  description = compiling $out",
             "rule link",
             f"  command = {compiler} {' '.join(link)} $in -o $out $libs",
+            "  description = linking $out",
         ]
 
         def compile_(source: Path, tag: str, extra: str) -> str:

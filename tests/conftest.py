@@ -70,10 +70,10 @@ def _count_dispatch() -> None:
     call = Op.__call__
 
     def counted(self, *args, impl=None, **kwargs):
-        if not torch.compiler.is_compiling() and not self.reasons():
+        if not torch.compiler.is_compiling():
             forced = impl or _select.FORCED.get(self.name)
-            if forced != _select.REFERENCE:
-                _called.add((self.name, _ext.isa_level()))
+            native = forced != _select.REFERENCE and not self.reasons()
+            _called.add((self.name, _ext.isa_level() if native else "reference"))
         return call(self, *args, impl=impl, **kwargs)
 
     Op.__call__ = counted
