@@ -12,6 +12,16 @@ namespace evoprune {
 
 enum class DType : int32_t { f32 = 0, bf16 = 1 };
 
+// In the order of ACTIVATIONS in evoprune_kernels/ops/_linear.py.
+enum class Activation : int32_t { none, relu, gelu, gelu_tanh, silu };
+
+// What a linear kernel does with its sums; see cpu/epilogue.h.
+struct Epilogue {
+  const void* bias;  // [N] or null
+  DType bias_dtype;
+  Activation activation;
+};
+
 // scores [rows, columns] -> mask [rows, columns]; a work unit is a row.
 struct SelectNmArgs {
   const float* scores;
