@@ -46,6 +46,8 @@ class NinjaBuild(build_ext):
 
     def build_extensions(self) -> None:
         mode = os.environ.get("EVOPRUNE_BUILD", "auto")
+        if mode not in ("auto", "cpu", "none"):
+            raise ValueError(f"EVOPRUNE_BUILD: expected auto, cpu or none, got {mode!r}")
         compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
         reason = "EVOPRUNE_BUILD=none" if mode == "none" else None
         if reason is None and compiler is None:

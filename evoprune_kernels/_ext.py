@@ -15,7 +15,8 @@ from types import ModuleType
 
 import torch
 
-_DIR = Path(os.environ.get("EVOPRUNE_LIBRARY_DIR") or Path(__file__).parent)
+#: where the libraries are loaded from
+LIBRARY_DIR = Path(os.environ.get("EVOPRUNE_LIBRARY_DIR") or Path(__file__).parent)
 NOT_BUILT = "not built (no C++ compiler when the package was installed, or EVOPRUNE_BUILD=none)"
 #: library name -> why it is not loaded; empty when everything is
 reasons: dict[str, str] = {}
@@ -39,7 +40,7 @@ def load() -> None:
 
 def _load_native() -> ModuleType | None:
     name = "evoprune_kernels._native"
-    spec = importlib.machinery.PathFinder.find_spec(name, [str(_DIR)])
+    spec = importlib.machinery.PathFinder.find_spec(name, [str(LIBRARY_DIR)])
     if spec is None or spec.loader is None:
         reasons["_native"] = NOT_BUILT
         return None
@@ -54,7 +55,7 @@ def _load_native() -> ModuleType | None:
 
 
 def _load_cpu() -> None:
-    library = _DIR / "_cpu.so"
+    library = LIBRARY_DIR / "_cpu.so"
     if not library.exists():
         reasons["_cpu"] = NOT_BUILT
         return

@@ -1,0 +1,68 @@
+"""Which implementation runs: the whole table, without any hardware."""
+
+from __future__ import annotations
+
+import pytest
+
+from evoprune_kernels import _select
+
+MISSING = {"cpu": "not built"}
+
+
+@pytest.mark.parametrize(
+    "device, requested, reasons, expected",
+    [
+        ("cpu", None, {}, "cpu"),
+        ("cpu", None, MISSING, "reference"),
+        ("cpu", "cpu", {}, "cpu"),
+        ("cpu", "reference", {}, "reference"),
+        ("cpu", "reference", MISSING, "reference"),
+        ("cuda", None, {}, "reference"),
+        ("cuda", "reference", {}, "reference"),
+        ("meta", None, MISSING, "reference"),
+    ],
+)
+def test_choice(device, requested, reasons, expected):
+    assert _select.choose("op", device, requested, reasons) == expected
+
+
+@pytest.mark.parametrize(
+    "device, reasons, message",
+    [
+        ("cpu", MISSING, r"nm_linear: impl='cpu' cannot run: not built"),
+        ("cuda", {}, r"nm_linear: impl='cpu' cannot run: tensors are on 'cuda'"),
+    ],
+)
+def test_insisting_raises_with_the_reason(device, reasons, message):
+    with pytest.raises(RuntimeError, match=message):
+        _select.choose("nm_linear", device, "cpu", reasons)
+
+
+def test_unknown_implementation():
+    with pytest.raises(ValueError, match=r"op: impl must be one of .*'cpu'.*got 'gpu'"):
+        _select.choose("op", "cpu", "gpu", {})
+
+
+def test_choosing_does_not_change_the_reasons():
+    reasons: dict[str, str] = {}
+    _select.choose("op", "cuda", None, reasons)
+    assert reasons == {}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", {}),
+        ("a=cpu", {"a": "cpu"}),
+        (" a=cpu , b=reference,", {"a": "cpu", "b": "reference"}),
+        ("a=cpu,a=reference", {"a": "reference"}),
+    ],
+)
+def test_forced(text, expected):
+    assert _select.parse_forced(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a", "a=", "a=gpu", "a:cpu", "cpu"])
+def test_forced_rejects(text):
+    with pytest.raises(ValueError, match="expected op=impl"):
+        _select.parse_forced(text)
