@@ -3,8 +3,12 @@
 from evoprune_kernels import _ext
 from evoprune_kernels.ops._op import OPS, Case, Op
 from evoprune_kernels.ops.adamw_step import adamw_step_
+from evoprune_kernels.ops.bitmask_linear import bitmask_linear
 from evoprune_kernels.ops.bitmask_pack import bitmask_pack, bitmask_unpack
+from evoprune_kernels.ops.bitmask_prepare import bitmask_prepare
+from evoprune_kernels.ops.block_linear import block_linear
 from evoprune_kernels.ops.block_pack import block_pack, block_unpack
+from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
@@ -21,9 +25,13 @@ __all__ = [
     "Case",
     "Op",
     "adamw_step_",
+    "bitmask_linear",
     "bitmask_pack",
+    "bitmask_prepare",
     "bitmask_unpack",
+    "block_linear",
     "block_pack",
+    "block_prepare",
     "block_unpack",
     "linear",
     "nm_linear",

@@ -7,13 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from evoprune_kernels.formats import NMWeight, PackedWeight
+from evoprune_kernels.formats import BitmaskWeight, BlockWeight, NMWeight, PackedWeight
+from evoprune_kernels.ops.bitmask_linear import bitmask_linear
+from evoprune_kernels.ops.bitmask_prepare import bitmask_prepare
+from evoprune_kernels.ops.block_linear import block_linear
+from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_prepare import nm_prepare
 
 #: packed type -> (its prepare, its linear)
 _OPS: dict[type[PackedWeight], tuple[Callable[..., Any], Callable[..., Any]]] = {
     NMWeight: (nm_prepare, nm_linear),
+    BlockWeight: (block_prepare, block_linear),
+    BitmaskWeight: (bitmask_prepare, bitmask_linear),
 }
 
 

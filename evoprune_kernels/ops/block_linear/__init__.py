@@ -1,0 +1,149 @@
+"""``evoprune::block_linear``: y = act(x W^T + b) with a weight of kept blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evoprune_kernels.formats import BlockWeight
+from evoprune_kernels.formats.block import blocks_of, rows_of
+from evoprune_kernels.ops._linear import (
+    check_linear,
+    grad_of_bias,
+    grad_of_preactivation,
+    needs_preactivation,
+)
+from evoprune_kernels.ops._op import define
+from evoprune_kernels.ops.block_linear.reference import block_linear_reference, dense_weight
+
+
+def transpose_blocks(
+    values: Tensor, row_ptr: Tensor, col_idx: Tensor, block_columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The packed tensors of the transposed weight: blocks [bk, bn], sorted by their old column."""
+    column, order = col_idx.sort(stable=True)
+    starts = torch.arange(block_columns + 1, dtype=column.dtype, device=column.device)
+    pointers = torch.searchsorted(column, starts, out_int32=True)
+    rows = rows_of(row_ptr, col_idx.shape[0])[order].to(torch.int32)
+    return values[order].transpose(1, 2).contiguous(), pointers, rows
+
+
+def _fake(
+    x: Tensor,
+    values: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    in_features: int,
+    bn: int,
+    bk: int,
+    activation: str,
+    layout: str,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, values, row_ptr, col_idx, bias, *ctx.numbers = inputs
+    activation, layout = ctx.numbers[4:]
+    if layout == "cpu" and ctx.needs_input_grad[1]:
+        raise RuntimeError(
+            "block_linear: the layout 'cpu' is for inference and has no gradient for values; "
+            "pass the canonical tensors (layout 'canonical')"
+        )
+    ctx.save_for_backward(
+        x if ctx.needs_input_grad[1] or needs_preactivation(activation) else None,
+        values,
+        row_ptr,
+        col_idx,
+        bias,
+        output if activation == "relu" else None,
+    )
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, values, row_ptr, col_idx, bias, output = ctx.saved_tensors
+    out_features, in_features, bn, bk, activation, layout = ctx.numbers
+    packed = (values, row_ptr, col_idx)
+
+    def preactivation() -> Tensor:
+        return OP(x, *packed, bias, out_features, in_features, bn, bk, "none", layout)
+
+    grad = grad_of_preactivation(grad, activation, output, preactivation)
+    grad_x = grad_values = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        if layout == "cpu":
+            shape = (out_features, in_features)
+            grad_x = grad @ dense_weight(*packed, shape, (bn, bk), layout)
+        else:
+            transposed = transpose_blocks(*packed, -(-in_features // bk))
+            numbers = (in_features, out_features, bk, bn, "none", "canonical")
+            grad_x = OP(grad, *transposed, None, *numbers)
+    if ctx.needs_input_grad[1]:
+        grad_weight = grad.reshape(-1, out_features).t() @ x.reshape(-1, in_features)
+        where = rows_of(row_ptr, col_idx.shape[0]), col_idx.long()
+        grad_values = blocks_of(grad_weight, bn, bk)[where]
+    if bias is not None and ctx.needs_input_grad[4]:
+        grad_bias = grad_of_bias(grad, bias)
+    return grad_x, grad_values, None, None, grad_bias, *[None] * 6
+
+
+OP = define(
+    "block_linear(Tensor x, Tensor values, Tensor row_ptr, Tensor col_idx, Tensor? bias, int out_features, "
+    "int in_features, int bn, int bk, str activation, str layout) -> Tensor",
+    reference=block_linear_reference,
+    fake=_fake,
+    setup_context=_setup,
+    backward=_backward,
+)
+
+
+def block_linear(
+    x: Tensor,
+    packed: BlockWeight,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """A linear layer whose weight keeps some of its blocks.
+
+    ``y = act(x W^T + b)``, ``W = packed.unpack()``
+
+    Args:
+        x: [..., K], the dtype of ``packed.values``; float32 or bfloat16 for the C++ kernels.
+        packed: the weight [N, K].
+        bias: [N], float32 or bfloat16, or None.
+        activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
+        impl: insist on an implementation.
+
+    Returns:
+        y [..., N] in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: if shapes, dtypes or devices do not fit, or ``packed`` is not valid.
+
+    Notes:
+        Sums, bias and activation are float32; bfloat16 is only stored. Deterministic, the same for every number of
+        threads. NaN and infinity: every entry of a kept block takes part, no other does, where a dense product has
+        0 * inf = NaN. Gradients: of x (a product with the kept blocks), bias and ``packed.values`` (kept blocks only).
+        This call lays the weight out anew each time; to run it often use ``ops.prepare`` and
+        ``ops.block_linear.OP(x, *ops.prepare(packed), bias, N, K, bn, bk, activation, "cpu")``.
+
+    Example:
+        >>> import torch
+        >>> from evoprune_kernels import ops
+        >>> packed = ops.block_pack(torch.tensor([[0.0, 0.0, 5.0, 6.0]]), 1, 2)
+        >>> ops.block_linear(torch.ones(1, 4), packed)
+        tensor([[11.]])
+    """
+    packed.validate()
+    check_linear(x, packed, bias, activation)
+    numbers = (*packed.shape, *packed.pattern.arguments(), activation, "canonical")
+    return OP(x, packed.values, packed.row_ptr, packed.col_idx, bias, *numbers, impl=impl)
+
+
+block_linear.OP = OP  # type: ignore[attr-defined]
