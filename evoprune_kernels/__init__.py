@@ -1,7 +1,19 @@
 """Find a sparse sub-network during ordinary training, then really run it faster."""
 
-from evoprune_kernels import formats, ops, optim
+from evoprune_kernels import formats, nn, ops, optim
+from evoprune_kernels.convert import ConversionReport, convert, export
+from evoprune_kernels.nn import SparseLinear
 from evoprune_kernels.optim import PruneConfig
 
 __version__ = "0.1.0"
-__all__ = ["PruneConfig", "formats", "ops", "optim"]
+__all__ = [
+    "ConversionReport",
+    "PruneConfig",
+    "SparseLinear",
+    "convert",
+    "export",
+    "formats",
+    "nn",
+    "ops",
+    "optim",
+]

@@ -1,0 +1,312 @@
+"""The packed form of a layer's weight as a cache: built when the layer leaves training, dropped when the weight moves.
+
+The weight (an ordinary Parameter with zeros in it) is the only truth. The cache is a set of non-persistent buffers, so
+it is never saved, and it remembers the Parameter object, its version counter and its address::
+
+    in-place change, optimizer step, load_state_dict, new Parameter  -> noticed in the next eager forward, packed anew
+    train()                                                          -> dropped
+    eval(), .to(), .half(), load_state_dict, deepcopy, unpickling    -> packed anew if the layer is in eval mode
+
+Two changes cannot be seen: one through ``weight.data`` (autograd does not see it either) and any in-place change under
+``torch.compile`` or in an exported program, which use the cache as it was when they were traced. Call ``pack()`` then.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from evoprune_kernels import _ext, _select, formats, ops
+from evoprune_kernels.formats import NM, Pattern
+from evoprune_kernels.nn.masks import check_finite, check_pattern
+from evoprune_kernels.ops._linear import ACTIVATIONS, KERNEL_DTYPES
+
+#: a weight with a larger share of stored values is left dense: there is nothing to skip
+MAX_DENSITY = 0.95
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the packed weight is run: ``run(x, *buffers, bias, *tail)``."""
+
+    op: str
+    run: Callable[..., Tensor]
+    buffers: tuple[str, ...]
+    tail: tuple[int | str, ...]
+    density: float
+    nbytes: int
+
+
+class PackedCache(nn.Module):
+    """What the sparse layers share: the cache, its invalidation and the reason where it is not used."""
+
+    pattern: Pattern
+    activation: str
+    #: qualified name in the model, for messages
+    layer_name: str
+    weight: Tensor
+    in_features: int
+    out_features: int
+
+    def _init_cache(self, pattern: Pattern, activation: str | None, name: str | None) -> None:
+        activation = activation or "none"
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"expected activation in {ACTIVATIONS}, got {activation!r}")
+        self.pattern = pattern
+        self.activation = activation
+        self.layer_name = name or f"{type(self).__name__}({self.in_features}, {self.out_features})"
+        self._pinned: str | None = None  # why this layer is to stay dense
+        self._failure: str | None = None  # why the last packing gave up
+        self._fatal = False  # that reason is an error in eval mode, not a fallback
+        self._plan: Plan | None = None
+        self._packed_for: tuple[Any, ...] = ()
+
+    # ---- what the kernel needs -------------------------------------------------------------------------------------
+    def dense_weight(self) -> Tensor:
+        """The weight as [out_features, in_features]."""
+        return self.weight
+
+    def pack(self) -> None:
+        """Pack the weight for the kernel now; the next eval forward uses it.
+
+        Raises:
+            ValueError: if the weight holds NaN or breaks the pattern (layer, coordinates and counts are named).
+            RuntimeError: if no kernel can run it here (dtype, device, no native library), with the reason.
+        """
+        self._drop()
+        self._pinned = None
+        if reason := self._unfit():
+            self._failure = reason
+            raise RuntimeError(f"{self.layer_name}: {reason}")
+        self._build()
+
+    def stay_dense(self, reason: str) -> None:
+        """Use the dense weight from now on, and show ``reason``; ``pack()`` undoes it."""
+        self._drop()
+        self._pinned = reason
+
+    @property
+    def kernel(self) -> str | None:
+        """The kernel that an eval forward uses, such as ``nm_linear [avx2]``, or None if it is dense."""
+        if self._plan is None:
+            return None
+        forced = _select.FORCED.get(self._plan.op) == _select.REFERENCE
+        return f"{self._plan.op} [{'reference' if forced else _ext.isa_level()}]"
+
+    @property
+    def dense_reason(self) -> str | None:
+        """Why an eval forward is dense, or None if it uses the kernel."""
+        if self._plan is not None:
+            return None
+        if self.training and self._pinned is None:
+            return "in training mode"
+        return self._pinned or self._failure or "not packed yet"
+
+    @property
+    def packed_bytes(self) -> int | None:
+        """Bytes of the packed weight, or None if it is dense."""
+        return self._plan.nbytes if self._plan else None
+
+    def _unfit(self) -> str | None:
+        """Why no kernel can run this layer, or None."""
+        weight = self._parameters.get("weight")
+        name = f"{formats.format_of(self.pattern).FORMAT}_linear"
+        if weight is None:
+            return (
+                "weight is not a plain Parameter (parametrized, or pruned by torch.nn.utils.prune)"
+            )
+        if type(weight) not in (nn.Parameter, Tensor) or _is_wrapped(weight):
+            return f"weight is a {type(weight).__name__}, which has no plain memory"
+        if weight.device.type != "cpu":
+            return f"the kernels run on 'cpu', the weight is on {weight.device.type!r}"
+        if weight.dtype not in KERNEL_DTYPES:
+            return f"the kernels take float32 or bfloat16, the weight is {str(weight.dtype)[6:]}"
+        if name not in ops.OPS:
+            return f"there is no op {name}"
+        if _select.FORCED.get(name) != _select.REFERENCE and (
+            why := ops.OPS[name].reasons().get("cpu")
+        ):
+            return f"no C++ kernel: {why}"
+        return None
+
+    def _build(self) -> None:
+        """Check, pack, prepare, and store; an error leaves the layer without a cache and with the reason."""
+        weight = self._parameters["weight"]
+        assert weight is not None
+        with torch.inference_mode(False), torch.no_grad():
+            dense = self.dense_weight().detach()
+            try:
+                self._fatal = True
+                check_finite(dense, self.layer_name)
+                self._fatal = False
+                if isinstance(self.pattern, NM):
+                    check_pattern(dense != 0, self.pattern, self.layer_name, "weight")
+            except ValueError as error:
+                self._failure = str(error)
+                raise
+            packed = formats.pack(dense, self.pattern)
+            density = packed.values.numel() / max(1, dense.numel())
+            tensors = ops.prepare(packed)
+        op = ops.OPS[f"{packed.FORMAT}_linear"]
+        forced = _select.FORCED.get(op.name) == _select.REFERENCE
+        names = tuple(f"packed_{name}" for name in packed.TENSORS)
+        for name, tensor in zip(names, tensors, strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+        sizes = (self.out_features, self.in_features, *self.pattern.arguments())
+        self._plan = Plan(
+            op=op.name,
+            run=op.reference if forced and not op.reasons() else op.overload,
+            buffers=names,
+            tail=(*sizes, self.activation, "cpu"),
+            density=density,
+            nbytes=sum(tensor.nbytes for tensor in tensors),
+        )
+        self._failure = None
+        self._remember()
+
+    def _refresh(self) -> None:
+        """Pack if the layer is in eval mode and can; otherwise remember why not. Does not raise."""
+        self._drop()
+        if self.training or self._pinned is not None:
+            return
+        self._failure = self._unfit()
+        if self._failure is not None:
+            self._remember()
+            return
+        try:
+            self._build()
+        except ValueError:
+            self._remember()  # the reason is kept; forward raises it if it is fatal
+            return
+        assert self._plan is not None
+        if self._plan.density > MAX_DENSITY:
+            density = self._plan.density
+            self._drop()
+            self._failure = f"{density:.0%} of the weights would be stored: nothing to skip"
+            self._remember()
+
+    def _remember(self) -> None:
+        weight = self._parameters.get("weight")
+        if weight is not None and not _is_wrapped(weight) and weight.device.type == "cpu":
+            watch(weight)
+            self._packed_for = (weight, _version(weight), weight.data_ptr())
+
+    def _drop(self) -> None:
+        if self._plan is not None:
+            for name in self._plan.buffers:
+                self._buffers.pop(name, None)
+                self._non_persistent_buffers_set.discard(name)
+        self._plan, self._failure, self._fatal, self._packed_for = None, None, False, ()
+
+    def _sync(self) -> None:
+        """Eager forwards only: pack anew if the weight is not the one that was packed."""
+        weight = self._parameters.get("weight")
+        key = self._packed_for
+        if (
+            not key
+            or key[0] is not weight
+            or key[1] != _version(key[0])
+            or key[2] != key[0].data_ptr()
+        ):
+            self._refresh()
+
+    # ---- events that end a cache -------------------------------------------------------------------------------------
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        if mode:
+            self._drop()
+        elif self._plan is None:
+            self._refresh()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._drop()
+        super()._apply(fn, recurse)
+        self._refresh()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        plan = state["_plan"]
+        if plan is not None:
+            buffers, names = state["_buffers"], state["_non_persistent_buffers_set"]
+            state["_buffers"] = {k: v for k, v in buffers.items() if k not in plan.buffers}
+            state["_non_persistent_buffers_set"] = names - set(plan.buffers)
+        state.update(_plan=None, _failure=None, _fatal=False, _packed_for=())
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._refresh()
+
+
+_watched: dict[int, weakref.ref[Tensor]] = {}
+_hook: list[RemovableHandle] = []
+
+
+def watch(weight: Tensor) -> None:
+    """Make every optimizer's step count as a change of ``weight``: torch's fused steps leave its version as it was."""
+    if not _hook:
+        _hook.append(register_optimizer_step_post_hook(_note_step))
+    key = id(weight)
+    if key not in _watched or _watched[key]() is not weight:
+        _watched[key] = weakref.ref(weight, lambda _: _watched.pop(key, None))
+
+
+def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    if torch.compiler.is_compiling():  # a compiled step writes through ops that count
+        return
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if id(weight) in _watched and not weight.is_inference():
+                torch.autograd.graph.increment_version(weight)
+
+
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version
+
+
+def _is_wrapped(weight: Tensor) -> bool:
+    """Whether ``weight`` is a tensor inside ``torch.func`` (vmap, grad), which has no memory of its own."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(weight)
+
+
+_CACHE_FIELDS = {
+    "pattern",
+    "activation",
+    "layer_name",
+    "_pinned",
+    "_failure",
+    "_fatal",
+    "_plan",
+    "_packed_for",
+}
+_OWN_TABLES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+
+
+def adopt(new: nn.Module, old: nn.Module) -> None:
+    """Give ``new`` the Parameters, buffers, hooks and attributes of ``old``, without its packed cache.
+
+    The tables of hooks are shared, so that a handle's ``remove()`` reaches the new layer.
+    """
+    for key, value in old.__getstate__().items():
+        if key not in _CACHE_FIELDS:
+            new.__dict__[key] = value.copy() if key in _OWN_TABLES else value
+
+
+def zero_pruned(weight: Tensor, keep: Tensor) -> None:
+    """Set ``weight`` to +0.0 in place where ``keep`` is False; nothing is written where all of that is zero already."""
+    with torch.no_grad():
+        if bool((weight.detach()[~keep] != 0).any()):
+            weight.masked_fill_(~keep, 0.0)
