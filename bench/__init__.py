@@ -1,0 +1,1 @@
+"""Measurements: ``python -m bench linear | optim | model | demo | digits | readme``."""

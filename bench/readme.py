@@ -1,0 +1,133 @@
+"""Writes the measured tables of README.md from bench/results, so that the two cannot differ.
+
+Between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` stands what ``TABLES[NAME]`` makes of ``bench/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from bench import report
+from bench.gate import ROOT
+
+README = ROOT / "README.md"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--check``."""
+    parser.add_argument(
+        "--check", action="store_true", help="fail if README.md differs, write nothing"
+    )
+
+
+def source(record: dict[str, Any]) -> str:
+    """The sentence under a table: how its figures were made."""
+    machine = record["machine"]
+    threads = f"{record['threads']} thread{'s' * (record['threads'] != 1)}"
+    return (
+        f"`{record['command']}`, {record['label']} {record['date']} at {record['commit']}: {machine['cpu']}, "
+        f"{machine['isa']}, {threads}, torch {machine['torch']}. Medians; p20-p80 of the rounds in brackets."
+    )
+
+
+def demo(record: dict[str, Any]) -> str:
+    """Speeds and losses of the demo."""
+    from bench.demo import SPEED_HEADER, speed_rows
+
+    results = record["results"]
+    plan, loss = results["plan"], results["loss"]
+    lines = [
+        f"A character GPT of {results['parameters']:,} parameters, pruned to `{plan['pattern']}` "
+        f"({results['sparsity']:.0%} zeros) in {plan['steps']} steps. Held-out loss in nats per character: "
+        f"{loss['before_pruning']:.3f} dense before pruning began (step {plan['start']}), "
+        f"{loss['dense_control']:.3f} dense control, {loss['pruned']:.3f} pruned (both step {plan['steps']}).",
+        "",
+        report.table(SPEED_HEADER, speed_rows(results["speed"])),
+    ]
+    return "\n".join([*lines, "", source(record)])
+
+
+def digits(record: dict[str, Any]) -> str:
+    """Accuracies and speeds of the digits."""
+    results = record["results"]
+    rows = []
+    for name, scores in results["accuracy"].items():
+        rows.append(
+            [name, f"{statistics.mean(scores):.2%}", " ".join(f"{score:.2%}" for score in scores)]
+        )
+    speed = "; ".join(
+        f"{count} image{'s' * (count != '1')}: {e['speedup']['median']:.2f}x "
+        f"({e['speedup']['p20']:.2f}-{e['speedup']['p80']:.2f})"
+        for count, e in results["speed"].items()
+    )
+    head = f"Digits, `{results['pattern']}` at {results['sparsity']:.0%}. Sparse against masked dense: {speed}."
+    return "\n".join(
+        [head, "", report.table(("model", "accuracy", "per seed"), rows), "", source(record)]
+    )
+
+
+def linear(record: dict[str, Any]) -> str:
+    """The table of ``bench linear``."""
+    from bench.linear import HEADER, row
+
+    rows = [row(entry) for entry in record["results"]["cells"]]
+    return "\n".join([report.table(HEADER, rows), "", source(record)])
+
+
+def model(record: dict[str, Any]) -> str:
+    """The table of ``bench model``."""
+    from bench.model import HEADER, row
+
+    results = record["results"]
+    head = f"{results['layers']} transformer blocks of width {results['width']}, {results['parameters']:,} parameters."
+    rows = [row(entry) for entry in results["runs"]]
+    return "\n".join([head, "", report.table(HEADER, rows), "", source(record)])
+
+
+#: marker -> what makes its text from bench/results/<marker>.json
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo": demo,
+    "digits": digits,
+    "linear": linear,
+    "model": model,
+}
+
+
+def render(text: str) -> str:
+    """``text`` with every marked part made anew.
+
+    Raises:
+        ValueError: for a marker without a table, or one without its end.
+    """
+    names = re.findall(r"<!-- begin (\S+) -->", text)
+    for name in names:
+        marked = re.compile(
+            rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.S
+        )
+        if name not in TABLES or not marked.search(text):
+            raise ValueError(
+                f"README marker {name!r}: expected one of {sorted(TABLES)} with its end"
+            )
+        path = report.RESULTS / f"{name}.json"
+        body = "Not measured yet.\n"
+        if path.exists():
+            body = TABLES[name](json.loads(path.read_text())) + "\n"
+        text = marked.sub(lambda m, body=body: m[1] + body + m[2], text)
+    return text
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Write README.md, or check it."""
+    old = README.read_text()
+    new = render(old)
+    if args.check and new != old:
+        sys.exit("README.md differs from bench/results: run `python -m bench readme`")
+    if not args.check:
+        README.write_text(new)
+    return {}
