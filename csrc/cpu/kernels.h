@@ -30,9 +30,55 @@ struct SelectNmArgs {
   int n, m;
 };
 
+// Optimizer steps. One tensor of the list: raw pointers to dense memory in one common order, and
+// what differs between tensors. A null pointer is a feature that is off.
+struct StepTensor {
+  void* param;           // w, of param_dtype
+  void* grad;            // g, of param_dtype; written only when the list is scaled
+  void* moment;          // m of AdamW, the momentum buffer of SGD; of state_dtype
+  void* square;          // v of AdamW
+  void* largest_square;  // largest v of AdamW, with amsgrad
+  float* importance;
+  const uint8_t* mask;  // one byte an element, 0 = pruned
+  int64_t numel;
+  int64_t first_chunk;     // chunks before this tensor; increasing over the list
+  float step_size;         // AdamW: lr / (1 - beta1**step)
+  float root_correction2;  // AdamW: sqrt(1 - beta2**step)
+  bool first_step;         // SGD: the momentum buffer is not yet initialised
+};
+
+// The list, and what the optimizers share. A work unit is a chunk of kStepChunk elements.
+inline constexpr int64_t kStepChunk = 16384;
+enum class StepRule : int32_t { none = 0, evolution = 1, taylor = 2 };
+struct StepList {
+  const StepTensor* tensors;
+  int64_t count;
+  DType param_dtype, state_dtype;
+  StepRule rule;
+  double alpha;      // share of this step in the importance
+  float grad_scale;  // gradients are divided by it when `scaled`
+  float sign;        // 1, or -1 to maximize
+  bool scaled;
+};
+
+struct AdamwStepArgs {
+  StepList list;
+  double moment_weight;  // 1 - beta1
+  float beta2, square_weight, eps;
+  float weight_factor;  // 1 - lr * weight_decay
+};
+
+struct SgdStepArgs {
+  StepList list;
+  float lr, momentum, undampened, weight_decay;  // undampened = 1 - dampening
+  bool decays, nesterov;
+};
+
 struct Kernels {
   const char* level;
   void (*select_nm)(const SelectNmArgs&, int64_t begin, int64_t end);
+  void (*adamw_step)(const AdamwStepArgs&, int64_t begin, int64_t end);
+  void (*sgd_step)(const SgdStepArgs&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();            // the level in use

@@ -31,7 +31,10 @@
 #include <simde/x86/avx512.h>
 #pragma GCC diagnostic pop
 #elif EVOPRUNE_LEVEL > 0
+#pragma GCC diagnostic push  // GCC 12 reports its own "undefined" vectors
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace evoprune::EVOPRUNE_ISA {
@@ -84,6 +87,9 @@ EVOPRUNE_INLINE Vec abs(Vec a) {
 EVOPRUNE_INLINE Vec max(Vec a, Vec b) {
   return a > b ? a : b;
 }  // b where either is NaN
+EVOPRUNE_INLINE Vec max_or_nan(Vec a, Vec b) {  // NaN where either is NaN
+  return a != a ? a : (a > b ? a : b);
+}
 EVOPRUNE_INLINE Vec sqrt(Vec a) {
 #if EVOPRUNE_LEVEL == 2
   return (Vec)_mm512_sqrt_ps((__m512)a);

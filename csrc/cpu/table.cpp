@@ -9,10 +9,15 @@ namespace evoprune::EVOPRUNE_ISA {
 
 void select_nm(const SelectNmArgs&, int64_t, int64_t);
 
+void adamw_step(const AdamwStepArgs&, int64_t, int64_t);
+void sgd_step(const SgdStepArgs&, int64_t, int64_t);
+
 extern const Kernels table;
 const Kernels table = {
     .level = EVOPRUNE_STRING(EVOPRUNE_ISA),
     .select_nm = select_nm,
+    .adamw_step = adamw_step,
+    .sgd_step = sgd_step,
 };
 
 }  // namespace evoprune::EVOPRUNE_ISA

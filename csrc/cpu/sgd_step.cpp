@@ -1,0 +1,76 @@
+// sgd_step_: SGD with momentum, importance and mask of a list of tensors in one pass over memory.
+//
+//   g  = grad / scale * sign                       sign = -1 to maximize
+//   d  = g + weight_decay * w
+//   b  = momentum * b + (1 - dampening) * d        b = d at a tensor's first step
+//   d  = b, or d + momentum * b with nesterov
+//   w' = w - lr * d
+//   w' = +0.0 where not mask;   importance += alpha * (x - importance)
+//
+//   memory a parameter, fp32, bytes     w  g  b  imp  mask
+//     read                              4  4  4   4    1           each byte once: the pass is bound
+//     written                           4     4   4                by memory, 29 bytes a parameter
+//
+// A work unit is a chunk of one tensor (cpu/step.h); one vector of elements at a time. Math in fp32
+// in the order of torch's fused SGD; the buffer of bf16 parameters is used before it is rounded. At
+// the first step the buffer is written and never read.
+// Source: Sutskever et al., "On the importance of initialization and momentum in deep learning",
+// ICML 2013, in the form of torch.optim.SGD.
+#include "cpu/step.h"
+
+namespace evoprune::EVOPRUNE_ISA {
+
+namespace {
+
+template <bool kTail, typename P, typename S, typename Rule>
+EVOPRUNE_INLINE void step_vector(const SgdStepArgs& a, const StepTensor& t, int64_t i, int64_t n) {
+  const Vec g = get_gradient<kTail, P>(a.list, t, i, n);
+  const Vec w = get<kTail>(static_cast<const P*>(t.param) + i, n);
+  Vec d = g;
+  if (a.decays) d = g + w * broadcast(a.weight_decay);
+  if (t.moment != nullptr) {
+    S* moment = static_cast<S*>(t.moment) + i;
+    Vec b = d;
+    if (!t.first_step)
+      b = get<kTail>(moment, n) * broadcast(a.momentum) + d * broadcast(a.undampened);
+    put<kTail>(moment, b, n);
+    d = a.nesterov ? d + b * broadcast(a.momentum) : b;
+  }
+  const Vec w_new = w + d * broadcast(-a.lr);
+  put_weight<kTail, P, Rule>(a.list, t, i, n, w, w_new, g);
+}
+
+template <typename P, typename S, typename Rule>
+void span(const SgdStepArgs& args, const StepTensor& tensor, int64_t begin, int64_t end) {
+  const SgdStepArgs a = args;  // copies that no store can change, so they stay in registers
+  const StepTensor t = tensor;
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) step_vector<false, P, S, Rule>(a, t, i, kLanes);
+  if (i < end) step_vector<true, P, S, Rule>(a, t, i, end - i);
+}
+
+using Span = void (*)(const SgdStepArgs&, const StepTensor&, int64_t, int64_t);
+
+template <typename P, typename S>
+constexpr Span kByRule[] = {
+    span<P, S, importance::Magnitude>,
+    span<P, S, importance::Evolution>,
+    span<P, S, importance::Taylor>,
+};
+
+Span choose(const StepList& list) {
+  const int rule = static_cast<int>(list.rule);
+  if (list.param_dtype == DType::f32) return kByRule<float, float>[rule];
+  return list.state_dtype == DType::f32 ? kByRule<bf16, float>[rule] : kByRule<bf16, bf16>[rule];
+}
+
+}  // namespace
+
+void sgd_step(const SgdStepArgs& a, int64_t begin, int64_t end) {
+  const Span span = choose(a.list);
+  for_each_span(a.list, begin, end, [&](const StepTensor& t, int64_t first, int64_t last) {
+    span(a, t, first, last);
+  });
+}
+
+}  // namespace evoprune::EVOPRUNE_ISA

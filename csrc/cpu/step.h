@@ -1,0 +1,105 @@
+// What the optimizer-step kernels share: the walk over a list of tensors, vector input and output
+// with tails, and the last part of every step (mask, rounding, importance).
+//
+//   tensors    | 0                  | 1      | 2                    |    one list, any sizes
+//   chunks     | 0    | 1    | 2  | | 3    | | 4    | 5    | 6    | |    kStepChunk elements each,
+//   threads    |  thread 0           |  thread 1                    |    the last of a tensor shorter
+//
+// A work unit is a chunk. Every element is computed on its own, by the same instructions in a tail
+// as elsewhere, so neither threads nor chunks can change a result.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+#include "importance/average.h"
+#include "importance/evolution.h"
+#include "importance/magnitude.h"
+#include "importance/taylor.h"
+
+namespace evoprune::EVOPRUNE_ISA {
+
+struct VecMath {
+  static EVOPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    return EVOPRUNE_ISA::fma(a, b, c);
+  }
+  static EVOPRUNE_INLINE Vec abs(Vec a) {
+    return EVOPRUNE_ISA::abs(a);
+  }
+  static EVOPRUNE_INLINE Vec all(float x) {
+    return broadcast(x);
+  }
+};
+
+// Calls span(tensor, first, last) for the elements of chunks [begin, end).
+template <typename Span>
+EVOPRUNE_INLINE void for_each_span(const StepList& list, int64_t begin, int64_t end,
+                                   const Span& span) {
+  int64_t low = 0, high = list.count - 1;  // the last tensor whose first chunk is <= begin
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (list.tensors[middle].first_chunk <= begin)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  for (int64_t i = low; i < list.count && list.tensors[i].first_chunk < end; ++i) {
+    const StepTensor& t = list.tensors[i];
+    const int64_t first = (begin > t.first_chunk ? begin - t.first_chunk : 0) * kStepChunk;
+    const int64_t last = (end - t.first_chunk) * kStepChunk;
+    span(t, first, last < t.numel ? last : t.numel);
+  }
+}
+
+// A whole vector, or the first n lanes of one.
+template <bool kTail, typename T>
+EVOPRUNE_INLINE Vec get(const T* p, int64_t n) {
+  if constexpr (kTail) return load_first(p, n);
+  return load(p);
+}
+template <bool kTail, typename T>
+EVOPRUNE_INLINE void put(T* p, Vec v, int64_t n) {
+  if constexpr (kTail) return store_first(p, v, n);
+  store(p, v);
+}
+template <bool kTail>
+EVOPRUNE_INLINE IVec get_mask(const uint8_t* p, int64_t n) {
+  if constexpr (!kTail) return load_mask(p);
+  uint8_t bytes[kLanes] = {};
+  std::memcpy(bytes, p, static_cast<size_t>(n));
+  return load_mask(bytes);
+}
+
+// The value that memory will hold after `v` was stored as a T.
+template <typename T>
+EVOPRUNE_INLINE Vec as_stored(Vec v) {
+  if constexpr (sizeof(T) == 2) return (Vec)(round_to_bf16(v) << 16);
+  return v;
+}
+
+// The gradient of elements i ... i + n: unscaled (also in memory), negated to maximize.
+template <bool kTail, typename P>
+EVOPRUNE_INLINE Vec get_gradient(const StepList& list, const StepTensor& t, int64_t i, int64_t n) {
+  P* grad = static_cast<P*>(t.grad) + i;
+  Vec g = get<kTail>(grad, n);
+  if (list.scaled) {
+    g = g / broadcast(list.grad_scale);
+    put<kTail>(grad, g, n);
+  }
+  return g * broadcast(list.sign);
+}
+
+// Stores the new weight under the mask and advances the importance.
+template <bool kTail, typename P, typename Rule>
+EVOPRUNE_INLINE void put_weight(const StepList& list, const StepTensor& t, int64_t i, int64_t n,
+                                Vec w_old, Vec w_new, Vec gradient) {
+  if (t.mask != nullptr) w_new = keep_where(get_mask<kTail>(t.mask + i, n), w_new);
+  put<kTail>(static_cast<P*>(t.param) + i, w_new, n);
+  if constexpr (Rule::kHasState) {
+    const importance::Average average(list.alpha);
+    float* state = t.importance + i;
+    const Vec value = Rule::template value<VecMath>(w_old, as_stored<P>(w_new), gradient);
+    put<kTail>(state, average.template operator()<VecMath>(get<kTail>(state, n), value), n);
+  }
+}
+
+}  // namespace evoprune::EVOPRUNE_ISA

@@ -1,0 +1,12 @@
+// Magnitude: score = |w|. Nothing is kept between steps, so the fused step has nothing to do; the
+// rule "none" is the same to it.
+// Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015.
+#pragma once
+
+namespace evoprune::importance {
+
+struct Magnitude {
+  static constexpr bool kHasState = false;
+};
+
+}  // namespace evoprune::importance
