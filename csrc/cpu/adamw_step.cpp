@@ -34,7 +34,7 @@ EVOPRUNE_INLINE void step_vector(const AdamwStepArgs& a, const StepTensor& t, in
   put<kTail>(moment, m, n);
 
   S* square = static_cast<S*>(t.square) + i;
-  Vec v = get<kTail>(square, n) * broadcast(a.beta2) + broadcast(a.square_weight) * g * g;
+  Vec v = fma(broadcast(a.square_weight) * g, g, get<kTail>(square, n) * broadcast(a.beta2));
   put<kTail>(square, v, n);
   if (t.largest_square != nullptr) {
     S* largest = static_cast<S*>(t.largest_square) + i;

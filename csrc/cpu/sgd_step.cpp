@@ -27,16 +27,16 @@ EVOPRUNE_INLINE void step_vector(const SgdStepArgs& a, const StepTensor& t, int6
   const Vec g = get_gradient<kTail, P>(a.list, t, i, n);
   const Vec w = get<kTail>(static_cast<const P*>(t.param) + i, n);
   Vec d = g;
-  if (a.decays) d = g + w * broadcast(a.weight_decay);
+  if (a.decays) d = fma(w, broadcast(a.weight_decay), g);
   if (t.moment != nullptr) {
     S* moment = static_cast<S*>(t.moment) + i;
     Vec b = d;
     if (!t.first_step)
-      b = get<kTail>(moment, n) * broadcast(a.momentum) + d * broadcast(a.undampened);
+      b = fma(d, broadcast(a.undampened), get<kTail>(moment, n) * broadcast(a.momentum));
     put<kTail>(moment, b, n);
-    d = a.nesterov ? d + b * broadcast(a.momentum) : b;
+    d = a.nesterov ? fma(b, broadcast(a.momentum), d) : b;
   }
-  const Vec w_new = w + d * broadcast(-a.lr);
+  const Vec w_new = fma(d, broadcast(-a.lr), w);
   put_weight<kTail, P, Rule>(a.list, t, i, n, w, w_new, g);
 }
 
