@@ -102,25 +102,26 @@ def _cell(op: Op, implementation: str) -> str:
     return str(_passed[op.name, implementation] or "NOT RUN")
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
     """A run that tested nothing of an op cannot look green: the count is there, or the reason."""
-    if not _passed:
+    whole = config.args == [str(config.rootpath / "tests")] or config.args == ["tests"]
+    shown = [op for op in ops.OPS.values() if whole or any(op.name == name for name, _ in _passed)]
+    if not shown:
         return
+    write = terminalreporter.write_line
     levels = ["avx512", "avx2", "baseline"]
     columns = [*levels, "reference"]
     terminalreporter.section("tests that ran each implementation of each op")
-    width = max(map(len, ops.OPS)) + 2
-    terminalreporter.write_line("op".ljust(width) + "".join(c.rjust(11) for c in columns))
-    for op in ops.OPS.values():
-        cells = [_cell(op, column) for column in columns]
-        terminalreporter.write_line(op.name.ljust(width) + "".join(c.rjust(11) for c in cells))
+    width = max(len(op.name) for op in shown) + 2
+    write("op".ljust(width) + "".join(c.rjust(11) for c in columns))
+    for op in shown:
+        write(op.name.ljust(width) + "".join(_cell(op, c).rjust(11) for c in columns))
     if "_cpu" in _ext.reasons:
-        terminalreporter.write_line(f"skipped: C++ kernels: {_ext.reasons['_cpu']}")
+        write(f"skipped: C++ kernels: {_ext.reasons['_cpu']}")
         return
     for level in levels:
         if level not in _ext.isa_levels():
             hint = "; `make emulate` runs it" if level == "avx512" else ""
-            terminalreporter.write_line(f"skipped: {level}: this CPU lacks the instructions{hint}")
-    for op in ops.OPS.values():
-        if reason := op.reasons().get("cpu"):
-            terminalreporter.write_line(f"none: {op.name} has no C++ kernel: {reason}")
+            write(f"skipped: {level}: this CPU lacks the instructions{hint}")
+    if missing := [op.name for op in shown if op.reasons()]:
+        write(f"none: no C++ kernel is written for {', '.join(missing)}")

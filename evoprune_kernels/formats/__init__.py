@@ -15,6 +15,7 @@ from evoprune_kernels.formats.base import (
 )
 from evoprune_kernels.formats.bitmask import BitmaskWeight
 from evoprune_kernels.formats.block import BlockWeight
+from evoprune_kernels.formats.checkpoint import load, read_metadata, save
 from evoprune_kernels.formats.nm import NMWeight
 
 #: every format; the first whose PATTERN fits is used
@@ -64,6 +65,9 @@ __all__ = [
     "Pattern",
     "Unstructured",
     "format_of",
+    "load",
     "pack",
     "parse_pattern",
+    "read_metadata",
+    "save",
 ]
