@@ -39,6 +39,15 @@ BOTH = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """torch opens a parallel region a tensor, which is slow where other work runs beside the tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def same_state(a: torch.optim.Optimizer, b: torch.optim.Optimizer) -> bool:
     """Bitwise equality of all state tensors."""
     left, right = a.state_dict()["state"], b.state_dict()["state"]
