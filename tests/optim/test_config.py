@@ -119,7 +119,10 @@ def test_nothing_to_prune_warns():
 
 
 def test_refusals_leave_no_group_behind():
-    w, z = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.cfloat))
+    w, z = (
+        torch.nn.Parameter(torch.zeros(2, 2)),
+        torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.cfloat)),
+    )
     optimizer = ek.optim.AdamW([w], prune=PruneConfig())
     with pytest.raises(TypeError, match=r"parameter 0 of shape \(3, 3\) and torch.complex64"):
         optimizer.add_param_group({"params": [z]})

@@ -11,7 +11,22 @@ import torch
 
 import evoprune_kernels as ek
 
-SIZES = [(), (0,), (1,), (7,), (8,), (15,), (16,), (17,), (31,), (64,), (65,), (1023,), (5, 9), (3, 4, 2, 2)]
+SIZES = [
+    (),
+    (0,),
+    (1,),
+    (7,),
+    (8,),
+    (15,),
+    (16,),
+    (17,),
+    (31,),
+    (64,),
+    (65,),
+    (1023,),
+    (5, 9),
+    (3, 4, 2, 2),
+]
 FLAGS = [{}, {"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}]
 ADAMW = [
     {},
@@ -134,7 +149,9 @@ def test_groups_names_and_late_groups(ours, theirs):
     def build(optimizer_class):
         torch.manual_seed(0)
         a, b, c = (torch.nn.Parameter(torch.randn(6, 5)) for _ in range(3))
-        optimizer = optimizer_class([{"params": [("a", a)], "lr": 0.5}, {"params": [("b", b)]}], lr=0.1)
+        optimizer = optimizer_class(
+            [{"params": [("a", a)], "lr": 0.5}, {"params": [("b", b)]}], lr=0.1
+        )
         for i in range(4):
             if i == 2:
                 optimizer.add_param_group({"params": [("c", c)], "weight_decay": 0.3})
@@ -167,11 +184,15 @@ def test_the_errors_of_torch(ours, theirs):
         lambda c: c([{"params": [w]}, {"params": [w]}]),
         lambda c: c([w], 0.1).add_param_group({"params": [w]}),
         lambda c: c([w], 0.1).add_param_group([w]),
-        lambda c: c([w], 0.1).load_state_dict(c([{"params": [w]}], 0.1).state_dict() | {"param_groups": []}),
-        lambda c: c([w], 0.1).load_state_dict(c([w, torch.nn.Parameter(torch.zeros(2))], 0.1).state_dict()),
+        lambda c: c([w], 0.1).load_state_dict(
+            c([{"params": [w]}], 0.1).state_dict() | {"param_groups": []}
+        ),
+        lambda c: c([w], 0.1).load_state_dict(
+            c([w, torch.nn.Parameter(torch.zeros(2))], 0.1).state_dict()
+        ),
     ]
     for i, build in enumerate(bad):
-        with pytest.raises(Exception) as expected:  # noqa: B017
+        with pytest.raises(Exception) as expected:
             build(theirs)
         with pytest.raises(type(expected.value)) as got:
             build(ours)

@@ -1,4 +1,4 @@
-"""Everything is restorable: state dicts both ways with torch, deepcopy, pickle, weights_only, distributed checkpoints."""
+"""Everything is restorable: state dicts both ways with torch, deepcopy, pickle, distributed checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ PAIRS = pytest.mark.parametrize(
     ("ours", "theirs", "kwargs"),
     [
         pytest.param(ek.optim.AdamW, torch.optim.AdamW, {"lr": 0.05}, id="adamw"),
-        pytest.param(ek.optim.AdamW, torch.optim.AdamW, {"lr": 0.05, "amsgrad": True}, id="amsgrad"),
+        pytest.param(
+            ek.optim.AdamW, torch.optim.AdamW, {"lr": 0.05, "amsgrad": True}, id="amsgrad"
+        ),
         pytest.param(ek.optim.SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}, id="sgd"),
     ],
 )
@@ -114,7 +116,9 @@ def test_checkpoints_of_torch(ours, theirs, kwargs, prune, fused):
     other.load_state_dict(model.state_dict())
     resumed.load_state_dict(through_file(optimizer.state_dict()))
     expected = None if prune is None else prune.to_dict()
-    assert resumed.param_groups[0]["prune"] == expected, "a checkpoint of torch has no say in pruning"
+    assert resumed.param_groups[0]["prune"] == expected, (
+        "a checkpoint of torch has no say in pruning"
+    )
     step(other, resumed, [3])
     step(model, optimizer, [3])
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
@@ -198,7 +202,9 @@ def test_load_hooks_fire_once_and_see_plain_tensors():
 
     def before(opt, state_dict):
         calls.append("before")
-        assert all(isinstance(v, torch.Tensor) for s in state_dict["state"].values() for v in s.values())
+        assert all(
+            isinstance(v, torch.Tensor) for s in state_dict["state"].values() for v in s.values()
+        )
 
     def after(opt):
         calls.append("after")
@@ -214,7 +220,7 @@ def test_load_hooks_fire_once_and_see_plain_tensors():
     assert list(optimizer.state_dict()) == ["state", "param_groups"]
 
 
-# distributed checkpoints ------------------------------------------------------------------------------------------------
+# distributed checkpoints
 
 
 @PAIRS
@@ -269,7 +275,9 @@ def test_distributed_checkpoint_on_disk(flat, tmp_path):
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     model, optimizer = build_grouped(0)
     step(model, optimizer, range(5))
-    dcp.save({"o": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=tmp_path)
+    dcp.save(
+        {"o": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=tmp_path
+    )
     other, resumed = build_grouped(9)
     other.load_state_dict(model.state_dict())
     target = {"o": get_optimizer_state_dict(other, resumed, options=options)}

@@ -16,11 +16,15 @@ def nm_ramp_by_hand(scores, n, m, kept):
     groups = []
     for r in range(rows):
         for start in range(0, columns, m):
-            entries = sorted(range(start, min(start + m, columns)), key=lambda c: (-scores[r, c], c))
+            entries = sorted(
+                range(start, min(start + m, columns)), key=lambda c: (-scores[r, c], c)
+            )
             groups.append((r, entries[:n], entries[n:]))
     lost = [sum(float(scores[r, c]) for c in gone) for r, _, gone in groups]
     share = (kept - n / m) / (1 - n / m)
-    dense = set(sorted(range(len(groups)), key=lambda i: (-lost[i], i))[: round(share * len(groups))])
+    dense = set(
+        sorted(range(len(groups)), key=lambda i: (-lost[i], i))[: round(share * len(groups))]
+    )
     mask = torch.ones(rows, columns, dtype=torch.bool)
     for i, (r, _, gone) in enumerate(groups):
         if i not in dense:
@@ -69,7 +73,10 @@ def test_ramp_of_two_of_four_grows_to_the_pattern():
 
 def test_global_scope_ranks_over_the_group():
     torch.manual_seed(0)
-    small, large = torch.nn.Parameter(torch.randn(8, 8) * 0.1), torch.nn.Parameter(torch.randn(4, 16))
+    small, large = (
+        torch.nn.Parameter(torch.randn(8, 8) * 0.1),
+        torch.nn.Parameter(torch.randn(4, 16)),
+    )
     values = torch.cat([small.detach().flatten(), large.detach().flatten()]).abs()
     threshold = values.sort(descending=True).values[31]
     prune_now([small, large], magnitude("unstructured", 0.75, scope="global"))
@@ -107,7 +114,11 @@ def test_channel_removes_whole_rows():
 
 def test_empty_and_tiny_weights():
     for shape in [(0, 4), (4, 0), (1, 1), (3, 2), (2, 1, 1)]:
-        for config in (magnitude("2:4"), magnitude("unstructured", 0.5), magnitude("block:4x4", 0.5)):
+        for config in (
+            magnitude("2:4"),
+            magnitude("unstructured", 0.5),
+            magnitude("block:4x4", 0.5),
+        ):
             prune_now([torch.nn.Parameter(torch.randn(shape))], config)
 
 
@@ -163,7 +174,14 @@ def test_prunable_groups_of_tied_and_excluded_weights():
     groups = ek.optim.prunable_groups(Model(), config, exclude=["ou*"])
     assert [[n for n, _ in g["params"]] for g in groups] == [
         ["body.0.weight"],
-        ["embedding.weight", "body.0.bias", "body.1.weight", "body.1.bias", "out.weight", "out.bias"],
+        [
+            "embedding.weight",
+            "body.0.bias",
+            "body.1.weight",
+            "body.1.bias",
+            "out.weight",
+            "out.bias",
+        ],
     ]
     assert [g["prune"] for g in groups] == [config, None]
     for exclude in (["nothing"], "body.2"):
@@ -177,6 +195,12 @@ def test_prunable_groups_of_tied_and_excluded_weights():
 def test_prunable_groups_of_transformers_conv1d():
     transformers = pytest.importorskip("transformers")
     conv = transformers.pytorch_utils.Conv1D(8, 16)
-    groups = ek.optim.prunable_groups(torch.nn.Sequential(conv, torch.nn.Linear(8, 8)), PruneConfig())
-    assert [[n for n, _ in g["params"]] for g in groups] == [["1.weight"], ["0.weight"], ["0.bias", "1.bias"]]
+    groups = ek.optim.prunable_groups(
+        torch.nn.Sequential(conv, torch.nn.Linear(8, 8)), PruneConfig()
+    )
+    assert [[n for n, _ in g["params"]] for g in groups] == [
+        ["1.weight"],
+        ["0.weight"],
+        ["0.bias", "1.bias"],
+    ]
     assert [g["prune"] and g["prune"].transposed for g in groups] == [False, True, None]

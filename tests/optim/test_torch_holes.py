@@ -114,7 +114,9 @@ def test_sixteen_bit_sgd_steps_every_element(dtype, numel, momentum, torch_is_wr
 
     expected = 1 - 0.25 - 0.25 * (1 + momentum)
     torch_is_wrong(not torch.allclose(steps(torch.optim.SGD), torch.tensor(expected), atol=0.01))
-    torch.testing.assert_close(steps(ek.optim.SGD), torch.full((numel,), expected), atol=4e-3, rtol=0)
+    torch.testing.assert_close(
+        steps(ek.optim.SGD), torch.full((numel,), expected), atol=4e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("value", [1.0, 2.0, 8.0])
@@ -181,8 +183,14 @@ def test_a_parameter_that_gets_its_first_gradient_later(torch_is_wrong):
 def test_layouts_are_told_apart():
     x = torch.zeros(4, 3, 5, 5)
     assert is_dense(x.contiguous(memory_format=torch.channels_last))
-    assert is_dense(x.permute(3, 0, 2, 1)) and is_dense(torch.zeros(0, 3)) and is_dense(torch.tensor(1.0))
+    assert (
+        is_dense(x.permute(3, 0, 2, 1))
+        and is_dense(torch.zeros(0, 3))
+        and is_dense(torch.tensor(1.0))
+    )
     assert not is_dense(x[:, 0]) and not is_dense(torch.zeros(4).expand(3, 4))
-    assert same_layout(torch.zeros(3, 1).t(), torch.zeros(1, 3)), "strides of size-1 dimensions do not count"
+    assert same_layout(torch.zeros(3, 1).t(), torch.zeros(1, 3)), (
+        "strides of size-1 dimensions do not count"
+    )
     assert not same_layout(x, x.contiguous(memory_format=torch.channels_last))
     assert not same_layout(torch.zeros(3), torch.zeros(4))

@@ -85,7 +85,11 @@ def oracle(params, grads, config, optimizer_class, steps, **kwargs):
                     scores = p.abs() if config.importance == "magnitude" else importance[i].abs()
                     count = round(config.kept(t) * p.numel())
                     chosen = scores.flatten().sort(descending=True, stable=True).indices[:count]
-                    masks[i] = torch.zeros(p.numel(), dtype=torch.bool).scatter_(0, chosen, True).view_as(p)
+                    masks[i] = (
+                        torch.zeros(p.numel(), dtype=torch.bool)
+                        .scatter_(0, chosen, True)
+                        .view_as(p)
+                    )
                     p.mul_(masks[i])
     return params, importance, masks
 
@@ -124,7 +128,9 @@ def test_against_separate_passes_in_float64(ours, theirs, kwargs, importance):
             assert "importance" not in state
         else:
             assert state["importance"].dtype == torch.float32
-            torch.testing.assert_close(state["importance"].double(), averages[i], atol=2e-5, rtol=2e-5)
+            torch.testing.assert_close(
+                state["importance"].double(), averages[i], atol=2e-5, rtol=2e-5
+            )
 
 
 @pytest.mark.parametrize("optimizer_class", [ek.optim.AdamW, ek.optim.SGD])
@@ -251,6 +257,8 @@ def test_sparse_gradients_of_a_pruned_group_are_refused_before_anything_changes(
     optimizer = ek.optim.SGD([a, b], lr=0.1, prune=ek.PruneConfig("2:4"))
     a.grad = torch.ones(4, 8)
     b.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2), (4, 2), check_invariants=True)
-    with pytest.raises(RuntimeError, match=r"sparse gradients, got one for a parameter of shape \(4, 2\)"):
+    with pytest.raises(
+        RuntimeError, match=r"sparse gradients, got one for a parameter of shape \(4, 2\)"
+    ):
         optimizer.step()
     assert (a == 1).all() and not optimizer.state
