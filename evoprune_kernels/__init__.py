@@ -2,12 +2,14 @@
 
 from evoprune_kernels import formats, nn, ops, optim
 from evoprune_kernels.convert import ConversionReport, convert, export
+from evoprune_kernels.inference import InferenceReport, optimize_for_inference
 from evoprune_kernels.nn import SparseLinear
 from evoprune_kernels.optim import PruneConfig
 
 __version__ = "0.1.0"
 __all__ = [
     "ConversionReport",
+    "InferenceReport",
     "PruneConfig",
     "SparseLinear",
     "convert",
@@ -16,4 +18,5 @@ __all__ = [
     "nn",
     "ops",
     "optim",
+    "optimize_for_inference",
 ]

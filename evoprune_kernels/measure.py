@@ -118,7 +118,7 @@ def interleave(
     min_sample: float = 0.0,
     max_seconds: float | None = None,
     min_rounds: int = 5,
-    before: Callable[[], object] | None = None,
+    before: Callable[[], object] | Mapping[str, Callable[[], object]] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
     """Time all contenders in interleaved rounds of shuffled order.
@@ -134,7 +134,7 @@ def interleave(
         min_sample: seconds; calls are raised, per contender, until a sample takes at least about this long.
         max_seconds: stop early after this many seconds, but not before ``min_rounds`` rounds.
         min_rounds: the least number of rounds when ``max_seconds`` cuts.
-        before: untimed, before each sample (to flush caches, say).
+        before: untimed, before each sample (to flush caches, say), the same for all or by name.
         clock: seconds; tests pass a fake one.
 
     Returns:
@@ -175,8 +175,8 @@ def interleave(
                 break
             generator.shuffle(order)
             for name in order:
-                if before is not None:
-                    before()
+                if prepare := before.get(name) if isinstance(before, Mapping) else before:
+                    prepare()
                 samples[name].append(_sample(contenders[name], counts[name], clock) / counts[name])
     return Measurement({name: tuple(values) for name, values in samples.items()})
 

@@ -100,6 +100,16 @@ def test_before_is_untimed():
     assert result.samples == {"a": (2, 2)}
 
 
+def test_before_by_name():
+    clock = FakeClock()
+    contenders = {name: clock.contender(name, [1]) for name in "ab"}
+    before = {"b": clock.contender("before b", [9])}
+    result = measure.interleave(contenders, rounds=3, warmup=0, before=before, clock=clock)
+    assert result.samples == {"a": (1, 1, 1), "b": (1, 1, 1)}
+    order = "".join(clock.calls)
+    assert order.count("before bb") == 3 and clock.calls.count("before b") == 3
+
+
 def test_control_tells_the_noise():
     clock = FakeClock()
     contenders = measure.add_control({"dense": clock.contender("dense", [1.0])}, "dense")

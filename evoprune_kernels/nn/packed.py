@@ -114,6 +114,28 @@ class PackedCache(nn.Module):
         """Bytes of the packed weight, or None if it is dense."""
         return self._plan.nbytes if self._plan else None
 
+    @property
+    def stored_percent(self) -> int:
+        """How much of the weight is stored by the packed form, zeros that fill it up included."""
+        return round(100 * self._plan.density) if self._plan else 100
+
+    def twin(self, pattern: Pattern | None = None, name: str | None = None) -> Any:
+        """Another layer of this kind around the same Parameters, not packed yet."""
+        layer = type(self).__new__(type(self))
+        adopt(layer, self)
+        layer._init_cache(pattern or self.pattern, self.activation, name or self.layer_name)
+        return layer
+
+    def clone_packed(self) -> Any:
+        """A twin with the same Parameters whose packed weight lies at another address; to time cold weights."""
+        assert self._plan is not None
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._buffers = dict(self._buffers)
+        for name in self._plan.buffers:
+            twin._buffers[name] = self._buffers[name].clone()  # type: ignore[union-attr]
+        return twin
+
     def _unfit(self) -> str | None:
         """Why no kernel can run this layer, or None."""
         weight = self._parameters.get("weight")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from evoprune_kernels import _select
-from evoprune_kernels.ops import OPS
+from tests.nn.layers import use_references
 
 
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch):
-    names = [op.name for op in OPS.values() if op.name.endswith("_linear") and op.reasons()]
-    monkeypatch.setattr(_select, "FORCED", dict.fromkeys(names, _select.REFERENCE))
+    use_references(monkeypatch)

@@ -7,9 +7,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import evoprune_kernels as ek
+from evoprune_kernels import _select
+from evoprune_kernels.ops import OPS
 from tests.tolerance import assert_accurate
 
 PATTERNS = ["2:4", "1:4", "block:16x16", "unstructured"]
+
+
+def use_references(monkeypatch):
+    """Let the layers run the reference of an op that has no native kernel, instead of staying dense."""
+    names = [op.name for op in OPS.values() if op.name.endswith("_linear") and op.reasons()]
+    monkeypatch.setattr(_select, "FORCED", dict.fromkeys(names, _select.REFERENCE))
 
 
 def make(pattern="2:4", inputs=64, outputs=48, bias=True, dtype=torch.float32, **options):

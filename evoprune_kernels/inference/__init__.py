@@ -1,0 +1,262 @@
+"""``optimize_for_inference``: linear layers run sparse where that was measured to be faster, and dense elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace as with_fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from evoprune_kernels import measure
+from evoprune_kernels.formats import Pattern
+from evoprune_kernels.inference import candidates, trace, tune
+from evoprune_kernels.inference.report import InferenceReport, LayerReport, ModelReport
+from evoprune_kernels.inference.trace import Seen
+from evoprune_kernels.inference.tune import DENSE, Checked, Effort
+from evoprune_kernels.measure import Measurement
+from evoprune_kernels.nn.masks import check_finite, layer_pattern
+from evoprune_kernels.nn.swap import Sparse, dense_view, is_sparse, replace, weight_of, why_not
+
+#: outputs of the whole model may differ by this share of the largest one
+MODEL_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+def optimize_for_inference(
+    model: nn.Module,
+    example_inputs: Any,
+    min_speedup: float = 1.05,
+    patterns: Sequence[str | Pattern] | None = None,
+    *,
+    rounds: int = 15,
+    max_seconds: float = 2.0,
+) -> InferenceReport:
+    """Time every linear layer of ``model`` dense against sparse on this machine, and keep what wins.
+
+    The model runs once with ``example_inputs`` to learn how many tokens each layer gets. For each layer the sparse
+    forms that its zeros fit are packed, checked against float64 on the recorded input, and timed against the dense
+    layer: interleaved shuffled rounds, the dense layer measured twice (A/A), on weights as cold as in the model. A form
+    is kept if the p20 of its per-round speed-ups reaches ``min_speedup`` and exceeds the A/A spread. At last the whole
+    model is timed, dense against optimised; if it is not faster, everything is put back.
+
+    Args:
+        model: changed in place, and put in eval mode. Its weights are not changed; layers may be plain or sparse.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the sizes that matter.
+        min_speedup: what a layer has to win by.
+        patterns: the only patterns to try, such as ``["2:4"]``; None tries what the zeros suggest.
+        rounds: interleaved rounds of each measurement.
+        max_seconds: after this time a measurement stops (not before five rounds).
+
+    Returns:
+        The report: print it, or take ``to_dict()`` or ``to_json(path)``.
+
+    Raises:
+        ValueError: for a bad ``min_speedup`` or pattern, or NaN in a weight (the layer is named).
+        TypeError: for ``example_inputs`` of another kind. The model is then as it was, in eval mode.
+
+    Notes:
+        Uses torch's present number of threads; set it as in production. Identical layers share one timing. Packed
+        weights are caches beside the dense ones: memory grows by their size.
+
+    Example:
+        >>> import torch, evoprune_kernels as ek
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+        >>> report = ek.optimize_for_inference(model, torch.randn(1, 64), rounds=3)
+        >>> report.swapped, report.layers[0].reason
+        ([], 'its weight has no zeros to skip (100% are kept)')
+    """
+    if not min_speedup > 0:
+        raise ValueError(f"expected min_speedup > 0, got {min_speedup}")
+    asked = None if patterns is None else [layer_pattern(p, None) for p in patterns]
+    model.eval()
+    run = trace.runner(model, example_inputs)
+    layers = trace.linear_layers(model)
+    for seen in layers:  # the run that is watched is the dense one
+        _install(model, seen, tune.dense_form(seen.module))
+    try:
+        watched = [with_fields(s, module=model.get_submodule(s.name)) for s in layers]
+        trace.watch(watched, run)
+        for seen, twin in zip(layers, watched, strict=True):
+            seen.calls, seen.sample = twin.calls, twin.sample
+        reports, chosen = _tune_all(
+            layers, asked, min_speedup, _effort(layers, rounds, max_seconds)
+        )
+        whole, reverted = None, None
+        if chosen:
+            whole = _time_model(model, layers, chosen, run, rounds, max_seconds)
+            reverted = _verdict(whole, layers)
+    except BaseException:
+        for seen in layers:
+            _install(model, seen, seen.module)
+        raise
+    if reverted is not None:
+        reports = [
+            with_fields(r, reason=f"whole model: {reverted}") if r.sparse else r for r in reports
+        ]
+        chosen = {}
+    for seen, report in zip(layers, reports, strict=True):
+        final: nn.Module = chosen.get(seen.name, seen.module)
+        if is_sparse(final) and report.reason is not None:
+            final.stay_dense(report.reason)
+        _install(model, seen, final)
+    return InferenceReport(tuple(reports), whole, min_speedup, measure.machine_info(), reverted)
+
+
+def _effort(layers: list[Seen], rounds: int, max_seconds: float) -> Effort:
+    called = {id(weight_of(s.module)): weight_of(s.module).nbytes for s in layers if s.calls}
+    return Effort(rounds, max_seconds, measure.last_level_cache_bytes(), sum(called.values()))
+
+
+def _install(model: nn.Module, seen: Seen, module: nn.Module) -> None:
+    for name in seen.names:
+        replace(model, name, module)
+
+
+def _tune_all(
+    layers: list[Seen], asked: list[Pattern] | None, min_speedup: float, effort: Effort
+) -> tuple[list[LayerReport], dict[str, Sparse]]:
+    """A report for every layer, and the sparse forms that won."""
+    reports, chosen = [], {}
+    timed: dict[tuple[Any, ...], tuple[str, Measurement]] = {}
+    for seen in layers:
+        report, checked = _examine(seen, asked)
+        if checked:
+            key = _likeness(seen, checked)
+            if key in timed:
+                report = with_fields(report, measured_as=timed[key][0])
+            else:
+                timed[key] = (seen.name, _measure(seen, checked, min_speedup, effort))
+            report = _judge(report, checked, timed[key][1], min_speedup)
+            if report.sparse:
+                assert report.pattern is not None
+                chosen[seen.name] = checked[report.pattern].layer
+        reports.append(report)
+    return reports, chosen
+
+
+def _examine(seen: Seen, asked: list[Pattern] | None) -> tuple[LayerReport, dict[str, Checked]]:
+    """What can be said of a layer without a clock, and its sparse forms that give right results."""
+    module = seen.module
+    kind = type(module).__name__
+    weight = module._parameters.get("weight")
+    if (reason := None if is_sparse(module) else why_not(module)) or weight is None:
+        shape = (getattr(module, "out_features", 0), getattr(module, "in_features", 0))
+        report = LayerReport(seen.name, kind, shape, "-", dict(seen.calls), 1.0)
+        return with_fields(report, reason=reason or "its weight is not a Parameter"), {}
+    dense = dense_view(module)
+    density = float((dense != 0).float().mean()) if dense.device.type == "cpu" else 1.0
+    shape = (dense.shape[0], dense.shape[1])
+    report = LayerReport(seen.name, kind, shape, str(dense.dtype)[6:], dict(seen.calls), density)
+    if seen.sample is None:
+        return with_fields(report, reason="not called with any token by the example inputs"), {}
+    check_finite(dense, seen.name)
+    own = module.pattern if is_sparse(module) else None
+    tried, reason = candidates.candidates(dense, min(seen.calls), asked, own)
+    checked: dict[str, Checked] = {}
+    for pattern in tried:
+        layer = tune.sparse_form(seen, pattern)
+        found = layer if isinstance(layer, str) else tune.check(seen, layer)
+        if isinstance(found, Checked):
+            checked[str(pattern)] = found
+        else:
+            reason = found
+    return (report, checked) if checked else (with_fields(report, reason=reason), {})
+
+
+def _measure(
+    seen: Seen, checked: dict[str, Checked], min_speedup: float, effort: Effort
+) -> Measurement:
+    """Time a layer; once more, twice as long, where a form is fast enough in the median and fails by its spread."""
+    result = tune.time_layer(seen, checked, effort)
+    fast = max(result.ratio(DENSE, name).median for name in checked) >= min_speedup
+    empty = LayerReport(seen.name, "", (0, 0), "", {}, 1.0)
+    if not fast or _judge(empty, checked, result, min_speedup).sparse:
+        return result
+    longer = with_fields(effort, rounds=2 * effort.rounds, max_seconds=2 * effort.max_seconds)
+    return tune.time_layer(seen, checked, longer)
+
+
+def _likeness(seen: Seen, checked: dict[str, Checked]) -> tuple[Any, ...]:
+    """Layers of the same likeness cost the same: shape, dtype, bias, calls, and what is stored in each form."""
+    weight = weight_of(seen.module)
+    stored = tuple(
+        (name, form.layer.activation, form.layer.stored_percent) for name, form in checked.items()
+    )
+    bias = seen.module._parameters.get("bias") is None
+    calls = tuple(sorted(seen.calls.items()))
+    return tuple(weight.shape), tuple(weight.stride()), weight.dtype, bias, calls, stored
+
+
+def _judge(
+    report: LayerReport, checked: dict[str, Checked], result: Measurement, min_speedup: float
+) -> LayerReport:
+    """Keep the fastest form if it wins by enough and by more than noise."""
+    ratios = {name: result.ratio(DENSE, name) for name in checked}
+    best = max(ratios, key=lambda name: ratios[name].median)
+    ratio, noise, form = ratios[best], result.noise(DENSE), checked[best]
+    reason = None
+    if ratio.median < min_speedup:
+        reason = f"{best} gives {ratio}, less than {min_speedup:g}x"
+    elif ratio.p20 < min_speedup:
+        reason = f"{best} gives {ratio}, not surely {min_speedup:g}x"
+    elif ratio.p20 < 1 + noise:
+        reason = f"{best} gives {ratio}, within the noise (dense against itself strays {noise:.0%})"
+    return with_fields(
+        report,
+        pattern=best,
+        kernel=form.layer.kernel if reason is None else None,
+        dense_us=result.timing(DENSE).median * 1e6,
+        sparse_us=result.timing(best).median * 1e6,
+        speedup=ratio,
+        noise=noise,
+        max_error=form.error,
+        dense_error=form.dense_error,
+        tried={name: r.median for name, r in ratios.items()},
+        reason=reason,
+    )
+
+
+def _time_model(
+    model: nn.Module,
+    layers: list[Seen],
+    chosen: dict[str, Sparse],
+    run: Any,
+    rounds: int,
+    max_seconds: float,
+) -> ModelReport:
+    """The whole model, dense against optimised. Swapping the layers takes microseconds and both sides pay it."""
+    dense = {seen.name: tune.dense_form(seen.module) for seen in layers}
+
+    def with_layers(sparse: bool) -> Any:
+        for seen in layers:
+            plain = dense[seen.name]
+            _install(model, seen, chosen.get(seen.name, plain) if sparse else plain)
+        with torch.no_grad():
+            return run()
+
+    contenders = {DENSE: lambda: with_layers(False), "sparse": lambda: with_layers(True)}
+    gap = trace.difference(with_layers(True), with_layers(False))
+    result = measure.interleave(
+        measure.add_control(contenders, DENSE), rounds=rounds, max_seconds=5 * max_seconds
+    )
+    return ModelReport(
+        dense_ms=result.timing(DENSE).median * 1e3,
+        sparse_ms=result.timing("sparse").median * 1e3,
+        speedup=result.ratio(DENSE, "sparse"),
+        noise=result.noise(DENSE),
+        max_difference=gap,
+    )
+
+
+def _verdict(whole: ModelReport, layers: list[Seen]) -> str | None:
+    """Why the model is put back to dense, or None."""
+    allowed = max(MODEL_TOLERANCE.get(weight_of(s.module).dtype, 0.0) for s in layers if s.calls)
+    if not whole.max_difference <= allowed:
+        return f"its outputs differ by {whole.max_difference:.1e} of the largest, {allowed:.0e} is allowed"
+    if whole.speedup.median < 1:
+        return f"it was not faster as a whole, {whole.speedup}"
+    return None
+
+
+__all__ = ["InferenceReport", "LayerReport", "ModelReport", "optimize_for_inference"]

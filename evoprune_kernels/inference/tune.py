@@ -1,0 +1,195 @@
+"""One layer: check each sparse form against float64, then time it against the dense layer.
+
+Weights are cold in a model: between two uses of a layer all the others pass through the caches. So the timed calls go
+round over copies of the layer, as many as together exceed the last-level cache twice, but not more bytes than the
+model's linear layers have in that form (a model that fits in the cache is timed as one).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from evoprune_kernels import measure
+from evoprune_kernels.formats import Pattern
+from evoprune_kernels.inference.trace import Seen
+from evoprune_kernels.measure import Measurement
+from evoprune_kernels.nn.packed import adopt
+from evoprune_kernels.nn.swap import Sparse, dense_view, is_sparse, share, weight_of
+from evoprune_kernels.ops._linear import activate
+
+#: largest error of a kernel: twice that of torch in the same dtype, plus this share of the largest true value
+FLOOR = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+#: at most this many different token counts of a layer are timed, those with the most work
+MAX_TOKEN_COUNTS = 4
+#: seconds that one timed sample takes at least
+MIN_SAMPLE = 2e-4
+MAX_COPIES = 64
+#: the copies of a layer are to exceed the last-level cache this many times
+COLD_FACTOR = 2
+#: with more tokens arithmetic decides, not where the weights lie
+FEW_TOKENS = 64
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much time goes into each measurement."""
+
+    rounds: int
+    max_seconds: float
+    cache_bytes: int  # of the last-level cache
+    model_bytes: int  # bytes of all linear weights of the model
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A sparse form of a layer that gives the right results."""
+
+    layer: Sparse
+    error: float
+    dense_error: float
+
+
+def dense_form(module: nn.Module) -> nn.Module:
+    """The dense layer that does what ``module`` does, with the same Parameters."""
+    if not is_sparse(module):
+        return module
+    if module.activation == "none":
+        return module.to_dense()
+    twin: Sparse = module.twin()
+    twin.eval().stay_dense("the dense contender")
+    return twin
+
+
+def sparse_form(seen: Seen, pattern: Pattern) -> Sparse | str:
+    """The layer packed as ``pattern``, or why it cannot be."""
+    module = seen.module
+    layer: Sparse = (
+        module.twin(pattern, seen.name)
+        if is_sparse(module)
+        else share(module, pattern, name=seen.name)
+    )
+    layer.eval()
+    return layer if layer.kernel is not None else str(layer.dense_reason)
+
+
+def check(seen: Seen, layer: Sparse) -> Checked | str:
+    """The tolerance law on the recorded input: ``error <= 2 * error(torch, same dtype) + floor``, or what is wrong."""
+    weight = dense_view(seen.module)
+    assert seen.sample is not None
+    x = seen.sample.to(weight.dtype)
+    bias = layer._parameters.get("bias")
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        wide = None if bias is None else bias.double()
+        truth = _activate(F.linear(x.double(), weight.double(), wide), layer)
+        dense = _activate(F.linear(x, weight, bias), layer)
+        sparse = layer.forward(x)
+    finite = truth.isfinite()
+    scale = float(truth[finite].abs().max()) if bool(finite.any()) else 0.0
+    scale = scale or 1.0
+    error, dense_error = (_error(y, truth, finite) / scale for y in (sparse, dense))
+    bound = 2 * dense_error + FLOOR[weight.dtype]
+    if not error <= bound:
+        return f"{layer.kernel} is off by {error:.1e} of the largest value, {bound:.1e} is allowed"
+    return Checked(layer, error, dense_error)
+
+
+def time_layer(seen: Seen, checked: dict[str, Checked], effort: Effort) -> Measurement:
+    """Seconds of all calls of one run of the model, per round: dense, dense again (A/A), and each sparse form."""
+    weight = weight_of(seen.module)
+    work = sorted(seen.calls.items(), key=lambda item: -item[0] * item[1])[:MAX_TOKEN_COUNTS]
+    plain = dense_form(seen.module)
+    count = _copies(weight.nbytes, weight.nbytes, effort)
+    layers = {DENSE: _Copies([_copy_dense(plain) for _ in range(count)], weight.nbytes)}
+    for name, form in checked.items():
+        nbytes = form.layer.packed_bytes or 1
+        count = _copies(nbytes, weight.nbytes, effort)
+        layers[name] = _Copies([form.layer.clone_packed() for _ in range(count)], nbytes)
+    totals: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for tokens, calls in work:
+            result = _time_tokens(layers, _random_input(seen, tokens), effort)
+            for name, samples in result.samples.items():
+                before = totals.get(name, [0.0] * len(samples))
+                totals[name] = [a + calls * b for a, b in zip(before, samples, strict=False)]
+    return Measurement({name: tuple(samples) for name, samples in totals.items()})
+
+
+def _time_tokens(layers: dict[str, _Copies], x: Tensor, effort: Effort) -> Measurement:
+    """Interleaved rounds over the copies. What fits in the cache is swept once, untimed, before each timed sweep."""
+    contenders = measure.add_control({name: each.rotate(x) for name, each in layers.items()}, DENSE)
+    calls, before = dict.fromkeys(contenders, 1), {}
+    if x.shape[0] <= FEW_TOKENS:
+        for name in contenders:
+            copies = layers[name.removesuffix(measure.CONTROL_SUFFIX)]
+            if copies.nbytes < effort.cache_bytes:
+                calls[name] = len(copies.layers)
+                before[name] = copies.sweep(x)
+    return measure.interleave(
+        contenders,
+        rounds=effort.rounds,
+        calls=calls,
+        min_sample=MIN_SAMPLE,
+        max_seconds=effort.max_seconds,
+        before=before,
+    )
+
+
+def _random_input(seen: Seen, tokens: int) -> Tensor:
+    weight = dense_view(seen.module)
+    return torch.randn(tokens, weight.shape[1]).to(weight.dtype)
+
+
+def _copies(nbytes: int, dense_bytes: int, effort: Effort) -> int:
+    """How many copies of ``nbytes`` go round for a weight of ``dense_bytes``."""
+    whole_model = effort.model_bytes * nbytes / max(1, dense_bytes)
+    wanted = min(COLD_FACTOR * effort.cache_bytes, whole_model)
+    return max(1, min(MAX_COPIES, math.ceil(wanted / max(1, nbytes))))
+
+
+def _copy_dense(module: nn.Module) -> nn.Module:
+    """The layer with a weight of its own, at another address."""
+    copied: nn.Module
+    if is_sparse(module):
+        sparse: Sparse = module.twin()
+        sparse.eval().stay_dense("the dense contender")
+        copied = sparse
+    else:
+        copied = type(module).__new__(type(module))
+        adopt(copied, module)
+    weight = weight_of(module)
+    copied._parameters["weight"] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    return copied
+
+
+class _Copies:
+    """Copies of one layer, called in turn."""
+
+    def __init__(self, layers: Sequence[nn.Module], nbytes: int) -> None:
+        self.layers, self.nbytes = layers, nbytes * len(layers)
+
+    def rotate(self, x: Tensor) -> Callable[[], object]:
+        """A call without arguments that takes the next copy each time."""
+        turn = itertools.cycle([layer.forward for layer in self.layers])
+        return lambda: next(turn)(x)
+
+    def sweep(self, x: Tensor) -> Callable[[], object]:
+        """A call that takes every copy once."""
+        forwards = [layer.forward for layer in self.layers]
+        return lambda: [forward(x) for forward in forwards]
+
+
+def _activate(y: Tensor, layer: Sparse) -> Tensor:
+    return activate(y, layer.activation)
+
+
+def _error(y: Tensor, truth: Tensor, finite: Tensor) -> float:
+    gap = (y.double() - truth)[finite].abs()
+    return float(gap.nan_to_num(nan=torch.inf).max()) if gap.numel() else 0.0
