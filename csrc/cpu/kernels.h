@@ -74,11 +74,39 @@ struct SgdStepArgs {
   bool decays, nesterov;
 };
 
+// x [tokens, columns] -> float panels (cpu/pack_panels.cpp); a work unit is a panel.
+struct PanelArgs {
+  const void* x;
+  float* panels;  // room for tokens rounded up to whole panels, times padded
+  int64_t tokens, columns, padded;
+  int vectors;  // of a panel; 0: a panel is one token's row
+  DType dtype;
+};
+
+// A weight in strips (cpu/strips.h) times panels of x; a work unit is a tile of 16 rows.
+struct StripArgs {
+  const float* x;  // rows [tokens, padded] or panels
+  void* y;         // [tokens, out_features]
+  const void* values;
+  const int32_t* row_ptr;
+  const void* columns;
+  int64_t tokens, out_features, padded;
+  int strip, bk;  // rows of a strip, columns of an entry
+  int panel_vectors;
+  bool narrow;  // columns are uint16
+  DType dtype;
+  Epilogue epilogue;
+};
+
 struct Kernels {
   const char* level;
+  int lanes;
   void (*select_nm)(const SelectNmArgs&, int64_t begin, int64_t end);
   void (*adamw_step)(const AdamwStepArgs&, int64_t begin, int64_t end);
   void (*sgd_step)(const SgdStepArgs&, int64_t begin, int64_t end);
+  void (*pack_panels)(const PanelArgs&, int64_t begin, int64_t end);
+  void (*block_linear)(const StripArgs&, int64_t begin, int64_t end);
+  void (*bitmask_linear)(const StripArgs&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();            // the level in use

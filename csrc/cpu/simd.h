@@ -192,4 +192,35 @@ EVOPRUNE_INLINE void prefetch(const void* p) {
   __builtin_prefetch(p, 0, 3);
 }
 
+// ---- strips: scalar multiply-add and a 4x4 transpose, the same text at every level ----
+EVOPRUNE_INLINE float fma(float a, float b, float c) {
+#if EVOPRUNE_LEVEL > 0
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+using Vec4 = float __attribute__((vector_size(16)));
+EVOPRUNE_INLINE Vec4 load4(const float* p) {
+  return load_bits<Vec4>(p);
+}
+EVOPRUNE_INLINE Vec4 load4(const bf16* p) {
+  return Vec4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+}
+// out[j][i] = in[i][j] for a 4x4 square; rows are `from` and `to` elements apart
+template <typename T>
+EVOPRUNE_INLINE void transpose4(const T* in, int64_t from, float* out, int64_t to) {
+  const Vec4 r0 = load4(in), r1 = load4(in + from);
+  const Vec4 r2 = load4(in + 2 * from), r3 = load4(in + 3 * from);
+  const Vec4 low01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
+  const Vec4 low23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
+  const Vec4 high01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+  const Vec4 high23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+  const Vec4 columns[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                           __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                           __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  for (int j = 0; j < 4; ++j) std::memcpy(out + j * to, &columns[j], sizeof(Vec4));
+}
+
 }  // namespace evoprune::EVOPRUNE_ISA

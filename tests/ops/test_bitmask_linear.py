@@ -185,3 +185,16 @@ def test_linear_picks_the_op():
     assert torch.equal(
         ops.linear(x, packed, bias, "relu"), ops.bitmask_linear(x, packed, bias, "relu")
     )
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 70])
+def test_nan_and_infinity_reach_only_their_outputs(tokens, isa):
+    """A kept entry spreads them; a removed one does not read x at all."""
+    _, packed, _ = small()
+    x = torch.ones(tokens, 61)
+    x[0, 3], x[-1, 60] = float("nan"), float("inf")
+    mask = packed.unpack() != 0
+    bad = torch.zeros(tokens, 33, dtype=torch.bool)
+    bad[0] |= mask[:, 3]
+    bad[-1] |= mask[:, 60]
+    assert torch.equal(~call(x, packed, impl="cpu").isfinite(), bad)

@@ -185,3 +185,19 @@ def test_linear_picks_the_op():
     assert torch.equal(
         ops.linear(x, packed, bias, "relu"), ops.block_linear(x, packed, bias, "relu")
     )
+
+
+@pytest.mark.parametrize("tokens", [1, 9, 70])
+def test_nan_and_infinity_reach_only_their_outputs(tokens, isa):
+    """A kept block spreads them as the dense product does; a removed one does not read x at all."""
+    _, packed, _ = small(density=0.5)
+    x = torch.ones(tokens, 61)
+    x[0, 3], x[-1, 60] = float("nan"), float("inf")
+    y = call(x, packed, impl="cpu")
+    for token in range(tokens):
+        for block_row in range(3):
+            blocks = slice(int(packed.row_ptr[block_row]), int(packed.row_ptr[block_row + 1]))
+            reached = {int(c) for c in packed.col_idx[blocks]}
+            bad = (token == 0 and 0 in reached) or (token == tokens - 1 and 3 in reached)
+            rows = y[token, block_row * 16 : block_row * 16 + 16]
+            assert rows.isfinite().all() == (not bad)

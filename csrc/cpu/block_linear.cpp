@@ -1,0 +1,33 @@
+// block_linear: y = act(x W^T + b), W in strips of R rows (cpu/strips.h).
+//
+//   y[t, n] = act(sum over the kept blocks of row n, k in the block: W[n, k] * x[t, k]  +  b[n])
+//
+//   R = 16 (16x16, 32x32, 64x64, 16x1, ...)   rows in lanes,   cpu/row_lanes.h
+//   R = 8, 4, 2, 1                            tokens in lanes, cpu/token_lanes.h
+//
+// Work unit: a tile of 16 rows, all tokens. Sums in float32; the same for every number of threads.
+// Source: the two loop orders of Elsen et al., "Fast Sparse ConvNets", 2020 (block SpMM on CPUs).
+#include "cpu/token_lanes.h"
+
+namespace evoprune::EVOPRUNE_ISA {
+
+namespace {
+
+template <typename T>
+void run(const StripArgs& a, int64_t begin, int64_t end) {
+  switch (a.strip) {
+    case 16: return rows_in_lanes<T>(a, begin, end);
+    case 8: return tokens_in_lanes<T, int32_t, 8>(a, begin, end);
+    case 4: return tokens_in_lanes<T, int32_t, 4>(a, begin, end);
+    case 2: return tokens_in_lanes<T, int32_t, 2>(a, begin, end);
+    default: return tokens_in_lanes<T, int32_t, 1>(a, begin, end);
+  }
+}
+
+}  // namespace
+
+void block_linear(const StripArgs& a, int64_t begin, int64_t end) {
+  a.dtype == DType::f32 ? run<float>(a, begin, end) : run<bf16>(a, begin, end);
+}
+
+}  // namespace evoprune::EVOPRUNE_ISA

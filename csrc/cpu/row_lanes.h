@@ -1,0 +1,148 @@
+// Rows in lanes: 16 output rows times a few tokens in registers; for strips of 16 rows.
+//
+//   acc[t][0..15] += values[entry, k, 0..15] * x[t, column + k]
+//
+//               w (16 rows)                 AVX2: 2 vectors x 6 tokens = 12 accumulators,
+//   x[t0] ->    acc[t0] acc[t0]             + 2 of weights + 1 broadcast of 16 registers
+//   x[t1] ->    acc[t1] acc[t1]             weights are loaded once per tile of tokens, from L1 or
+//   ...                                     L2 after the first one
+//
+// One token: the weights stream once, each line prefetched 4 KB ahead; several accumulators hide
+// the latency of the multiply-add. Sums are float32, in the order of the entries (of `kSplit`
+// interleaved runs for few tokens), which does not depend on threads.
+#pragma once
+
+#include "cpu/strips.h"
+
+namespace evoprune::EVOPRUNE_ISA {
+
+inline constexpr int kRowVectors = kTile / kLanes;
+inline constexpr int kRowTokens = EVOPRUNE_LEVEL == 2 ? 12 : EVOPRUNE_LEVEL == 1 ? 6 : 2;
+
+// One strip: where its entries are.
+template <typename T>
+struct Strip {
+  const T* values;
+  const int32_t* columns;
+  int64_t entries;
+  int bk;
+};
+
+constexpr int split_of(int accumulators) {
+  return accumulators >= 6 ? 1 : accumulators >= 3 ? 2 : accumulators == 2 ? 4 : 8;
+}
+
+template <typename T, int kTokens, bool kPrefetch>
+struct RowTile {
+  static constexpr int kSplit = split_of(kTokens * kRowVectors);
+  Vec acc[kSplit][kTokens][kRowVectors];
+
+  EVOPRUNE_INLINE void step(int s, const T* w, const float* x, int64_t stride) {
+    if constexpr (kPrefetch) prefetch(reinterpret_cast<const char*>(w) + 4096);
+    Vec weights[kRowVectors];
+    for (int v = 0; v < kRowVectors; ++v) weights[v] = load(w + v * kLanes);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+      const Vec xt = broadcast(x[t * stride]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kRowVectors; ++v) acc[s][t][v] = fma(weights[v], xt, acc[s][t][v]);
+    }
+  }
+
+  // x: the first token of the tile, rows `stride` floats apart.
+  EVOPRUNE_INLINE void run(const Strip<T>& strip, const float* x, int64_t stride) {
+    for (auto& part : acc)
+      for (auto& token : part)
+        for (Vec& v : token) v = zero();
+    const T* w = strip.values;
+    for (int64_t e = 0; e < strip.entries; ++e) {
+      const float* xe = x + strip.columns[e];
+      int k = 0;
+      for (; k + kSplit <= strip.bk; k += kSplit) {
+#pragma GCC unroll 8
+        for (int s = 0; s < kSplit; ++s, w += kTile) step(s, w, xe + k + s, stride);
+      }
+      if constexpr (kSplit > 1)
+        for (; k < strip.bk; ++k, w += kTile) step(0, w, xe + k, stride);
+    }
+  }
+
+  EVOPRUNE_INLINE Vec total(int t, int v) const {
+    Vec s = acc[0][t][v];
+    for (int i = 1; i < kSplit; ++i) s += acc[i][t][v];
+    return s;
+  }
+};
+
+// Where the sums of a tile go.
+template <typename T>
+struct RowOutput {
+  T* y;            // the first token of the tile, row 0 of the weight
+  int64_t stride;  // between tokens
+  TileRows rows;
+  const Epilogue* epilogue;
+};
+
+template <typename T, int kTokens, bool kPrefetch>
+void rows_times_tokens(const Strip<T>& strip, const float* x, int64_t stride,
+                       const RowOutput<T>& out) {
+  RowTile<T, kTokens, kPrefetch> tile;
+  tile.run(strip, x, stride);
+  const Epilogue& e = *out.epilogue;
+  if (e.activation == Activation::none && out.rows.count == kTile) {  // nothing but a bias
+    for (int v = 0; v < kRowVectors; ++v) {
+      const Vec bias = load_bias(e, out.rows.row + v * kLanes, kLanes);
+      T* y = out.y + out.rows.row + v * kLanes;
+      for (int t = 0; t < kTokens; ++t, y += out.stride) store(y, tile.total(t, v) + bias);
+    }
+    return;
+  }
+  float sums[kTokens][kTile];
+  for (int t = 0; t < kTokens; ++t)
+    for (int v = 0; v < kRowVectors; ++v) store(sums[t] + v * kLanes, tile.total(t, v));
+  for (int t = 0; t < kTokens; ++t)
+    finish(out.y + t * out.stride + out.rows.row, sums[t], e, out.rows.row, out.rows.count);
+}
+
+template <typename T, bool kPrefetch, int kTokens = kRowTokens>
+EVOPRUNE_INLINE void dispatch_rows(int tokens, const Strip<T>& strip, const float* x,
+                                   int64_t stride, const RowOutput<T>& out) {
+  if constexpr (kTokens > 1) {
+    if (tokens < kTokens)
+      return dispatch_rows<T, kPrefetch, kTokens - 1>(tokens, strip, x, stride, out);
+  }
+  rows_times_tokens<T, kTokens, kPrefetch>(strip, x, stride, out);
+}
+
+// Tiles [begin, end) of rows, all tokens: tokens in groups whose x stays in L2, each tile of rows
+// over all token tiles of the group.
+template <typename T>
+void rows_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
+  const int64_t fits = (int64_t{48} << 10) / (a.padded > 0 ? a.padded : 1);  // 192 KB of x
+  const int64_t group = fits > 4 * kRowTokens ? fits : 4 * kRowTokens;
+  const bool few = a.tokens <= 4 * kRowTokens;
+  for (int64_t g = 0; g < a.tokens; g += group) {
+    const int64_t last = a.tokens - g < group ? a.tokens : g + group;
+    const int64_t tiles = (last - g + kRowTokens - 1) / kRowTokens;
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t first = a.row_ptr[tile];
+      const Strip<T> strip{static_cast<const T*>(a.values) + first * a.bk * kTile,
+                           static_cast<const int32_t*>(a.columns) + first,
+                           a.row_ptr[tile + 1] - first, a.bk};
+      RowOutput<T> out{nullptr, a.out_features, tile_rows(tile, a.out_features), &a.epilogue};
+      int64_t t = g;
+      for (int64_t i = 0; i < tiles; ++i) {  // tiles of equal size, give or take one
+        const int tokens = static_cast<int>((last - t + tiles - i - 1) / (tiles - i));
+        out.y = static_cast<T*>(a.y) + t * a.out_features;
+        const float* x = a.x + t * a.padded;
+        if (few && i == 0)
+          dispatch_rows<T, true>(tokens, strip, x, a.padded, out);
+        else
+          dispatch_rows<T, false>(tokens, strip, x, a.padded, out);
+        t += tokens;
+      }
+    }
+  }
+}
+
+}  // namespace evoprune::EVOPRUNE_ISA
