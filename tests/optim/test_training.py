@@ -262,3 +262,45 @@ def test_sparse_gradients_of_a_pruned_group_are_refused_before_anything_changes(
     ):
         optimizer.step()
     assert (a == 1).all() and not optimizer.state
+
+
+@pytest.mark.filterwarnings("ignore:a PruneConfig was given")
+@pytest.mark.parametrize("optimizer_class", [ek.optim.AdamW, ek.optim.SGD])
+def test_dtypes_and_sizes_mixed_in_one_group(optimizer_class):
+    """Each parameter is stepped as if it were alone."""
+    shapes = [(), (0,), (7,), (4, 8), (33, 17), (1, 1023), (3, 5, 2), (0, 4)]
+    dtypes = [torch.float32, torch.bfloat16, torch.float64]
+
+    def params_of():
+        generator = torch.Generator().manual_seed(0)
+        values = [torch.randn(s, generator=generator).to(d) for s in shapes for d in dtypes]
+        return [torch.nn.Parameter(v) for v in values]
+
+    def steps(optimizer, params):
+        for step in range(4):
+            for p in params:
+                generator = torch.Generator().manual_seed(p.numel() + step)
+                p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+            optimizer.step()
+
+    config = ek.PruneConfig("2:4", start=2, every=1)
+    together = params_of()
+    steps(optimizer_class(together, lr=0.05, prune=config), together)
+    for mine, alone in zip(together, params_of(), strict=True):
+        steps(optimizer_class([{"params": [alone], "prune": config}], lr=0.05), [alone])
+        assert torch.equal(mine, alone)
+
+
+def test_a_transposed_weight_and_gradients_of_other_strides():
+    """The state follows the layout of the parameter; the result is that of the contiguous one."""
+    values, grads = torch.randn(12, 8), [torch.randn(12, 8) for _ in range(4)]
+    results = []
+    for layout in (lambda x: x.clone(), lambda x: x.t().contiguous().t()):
+        w = torch.nn.Parameter(layout(values))
+        optimizer = ek.optim.AdamW([w], lr=0.1, prune=ek.PruneConfig("2:4", start=1, every=1))
+        for i, g in enumerate(grads):
+            w.grad = g.clone() if i % 2 else g.t().contiguous().t()
+            optimizer.step()
+        assert optimizer.state[w]["mask"].stride() == w.stride()
+        results.append(w.detach().contiguous())
+    assert torch.equal(*results)
