@@ -40,7 +40,7 @@ class Plan:
     context: int = 128
     rows: int = 4
     steps: int = 500
-    lr: float = 1.5e-3
+    lr: float = 1e-3
     seed: int = 0
 
     @property

@@ -130,7 +130,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         scores["dense"].append(accuracy(dense, *test))
         scores["pruned"].append(accuracy(pruned, *test))
     sparse = copy.deepcopy(pruned)
-    inference = ek.optimize_for_inference(sparse, (test[0][:BATCH],), min_speedup=1.05)
+    with measure.threads(1):
+        inference = ek.optimize_for_inference(sparse, (test[0][:BATCH],), min_speedup=1.05)
     errors = check(pruned, sparse, test[0])
     speed = time_pair(pruned, sparse, test[0], 3 if args.quick else 25)
     print(inference)

@@ -122,8 +122,7 @@ def row(entry: dict[str, Any]) -> list[str]:
 
 def sparse_layers(layers: dict[str, Any]) -> str:
     """``18 of 25``: how many linear layers run sparse."""
-    rows = layers["layers"]
-    return f"{sum(1 for layer in rows if layer['sparse'])} of {len(rows)}"
+    return f"{len(layers['swapped'])} of {len(layers['layers'])}"
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -103,6 +105,32 @@ def test_logits_beyond_the_law_are_refused():
     assert demo.check_logits(masked, masked, tokens)["sparse_error"] >= 0.0
     with pytest.raises(GateError, match="logits differ from fp64"):
         demo.check_logits(masked, other, tokens)
+
+
+def test_demo_quick_end_to_end(tmp_path, capsys):
+    target, picture = tmp_path / "demo.json", tmp_path / "demo.png"
+    arguments = ["--quick", "--no-digits", "--json", str(target), "--png", str(picture)]
+    assert demo.main(arguments) == 0
+    record = json.loads(target.read_text())
+    results = record["results"]
+    assert set(results["loss"]) == {"before_pruning", "pruned", "dense_control"}
+    assert results["sparsity"] == pytest.approx(0.75, abs=0.02)
+    assert results["logits"]["sparse_error"] <= results["logits"]["allowed"]
+    for job in results["speed"].values():
+        assert job["dense"]["characters_per_second"] > 0 < job["sparse"]["characters_per_second"]
+        assert "dense (A/A)" in job
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    out = capsys.readouterr().out
+    assert "held-out loss" in out and "speed-up" in out and demo.PROMPT in out
+
+
+def test_digits_quick_end_to_end(tmp_path, capsys):
+    target = tmp_path / "digits.json"
+    assert digits.main(["--quick", "--json", str(target)]) == 0
+    results = json.loads(target.read_text())["results"]
+    assert set(results["accuracy"]) == {"dense", "pruned"}
+    assert all(0.0 <= score <= 1.0 for scores in results["accuracy"].values() for score in scores)
+    assert results["logits"]["sparse_error"] <= results["logits"]["allowed"]
 
 
 def test_digits_learn():
