@@ -154,9 +154,8 @@ def _run_convert(args: argparse.Namespace) -> None:
             f"expected another file to write than the one to read, got {args.target} twice"
         )
     if args.unpack:
-        tensors = checkpoint.load(args.source)
-        report = _unpack_all(tensors)
-        safetensors.torch.save_file(tensors, args.target, checkpoint.read_metadata(args.source))
+        dense, report = _unpack_all(checkpoint.load(args.source))
+        safetensors.torch.save_file(dense, args.target, checkpoint.read_metadata(args.source))
     else:
         tensors, metadata = _read_plain(args.source)
         report = _pack_all(tensors, args)
@@ -226,15 +225,20 @@ def _mask(weight: Tensor, pattern: formats.Pattern, sparsity: float | None) -> T
     return ops.select_topk(scores, 1.0 - sparsity)
 
 
-def _unpack_all(tensors: dict[str, Any]) -> dict[str, str]:
-    done = {}
+def _unpack_all(
+    tensors: Mapping[str, formats.PackedWeight | Tensor],
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors dense; and name -> what happened, of those that were packed."""
+    dense, done = {}, {}
     for name, packed in tensors.items():
-        if not isinstance(packed, Tensor):
-            tensors[name] = packed.unpack()
+        if isinstance(packed, Tensor):
+            dense[name] = packed
+        else:
+            dense[name] = packed.unpack()
             done[name] = f"{type(packed).__name__} -> {'x'.join(map(str, packed.shape))}"
     if not done:
         raise ValueError("nothing to unpack: the checkpoint holds no packed weight")
-    return done
+    return dense, done
 
 
 # ---- bench-model -----------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_convert_errors_are_one_line(checkpoint, tmp_path, capsys):
     assert "7:4" in error_of(["convert", path, target, "--pattern", "7:4"], capsys)
     assert "--pattern or --unpack" in error_of(["convert", path, target], capsys)
     assert "another file" in error_of(["convert", path, path, "--pattern", "2:4"], capsys)
-    assert "nothing to unpack" in error_of(["convert", path, target, "--unpack"], capsys)
+    assert "not written by this package" in error_of(["convert", path, target, "--unpack"], capsys)
     missing = tmp_path / "missing.safetensors"
     assert "missing.safetensors" in error_of(
         ["convert", missing, target, "--pattern", "2:4"], capsys
