@@ -28,7 +28,7 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <simde/x86/avx512.h>
+#include "cpu/simde_gaps.h"
 #pragma GCC diagnostic pop
 #elif EVOPRUNE_LEVEL > 0
 #pragma GCC diagnostic push  // GCC 12 reports its own "undefined" vectors
