@@ -29,8 +29,7 @@ EVOPRUNE_INLINE void step_vector(const AdamwStepArgs& a, const StepTensor& t, in
   const Vec w = get<kTail>(static_cast<const P*>(t.param) + i, n);
 
   S* moment = static_cast<S*>(t.moment) + i;
-  const importance::Average first(a.moment_weight);
-  const Vec m = first.operator()<VecMath>(get<kTail>(moment, n), g);
+  const Vec m = a.first_moment.operator()<VecMath>(get<kTail>(moment, n), g);
   put<kTail>(moment, m, n);
 
   S* square = static_cast<S*>(t.square) + i;
@@ -53,6 +52,11 @@ void span(const AdamwStepArgs& args, const StepTensor& tensor, int64_t begin, in
   const AdamwStepArgs a = args;  // copies that no store can change, so they stay in registers
   const StepTensor t = tensor;
   int64_t i = begin;
+  for (; i + kPrefetchEvery <= end; i += kPrefetchEvery) {
+    prefetch_step<P, S>(t, i, Rule::kHasState);
+    for (int64_t u = 0; u < kPrefetchEvery; u += kLanes)
+      step_vector<false, P, S, Rule>(a, t, i + u, kLanes);
+  }
   for (; i + kLanes <= end; i += kLanes) step_vector<false, P, S, Rule>(a, t, i, kLanes);
   if (i < end) step_vector<true, P, S, Rule>(a, t, i, end - i);
 }

@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "importance/average.h"
+
 namespace evoprune {
 
 enum class DType : int32_t { f32 = 0, bf16 = 1 };
@@ -55,7 +57,7 @@ struct StepList {
   int64_t count;
   DType param_dtype, state_dtype;
   StepRule rule;
-  double alpha;      // share of this step in the importance
+  importance::Average average;  // of the importance
   float grad_scale;  // gradients are divided by it when `scaled`
   float sign;        // 1, or -1 to maximize
   bool scaled;
@@ -63,7 +65,7 @@ struct StepList {
 
 struct AdamwStepArgs {
   StepList list;
-  double moment_weight;  // 1 - beta1
+  importance::Average first_moment;
   float beta2, square_weight, eps;
   float weight_factor;  // 1 - lr * weight_decay
 };

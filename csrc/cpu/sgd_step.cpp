@@ -45,6 +45,11 @@ void span(const SgdStepArgs& args, const StepTensor& tensor, int64_t begin, int6
   const SgdStepArgs a = args;  // copies that no store can change, so they stay in registers
   const StepTensor t = tensor;
   int64_t i = begin;
+  for (; i + kPrefetchEvery <= end; i += kPrefetchEvery) {
+    prefetch_step<P, S>(t, i, Rule::kHasState);
+    for (int64_t u = 0; u < kPrefetchEvery; u += kLanes)
+      step_vector<false, P, S, Rule>(a, t, i + u, kLanes);
+  }
   for (; i + kLanes <= end; i += kLanes) step_vector<false, P, S, Rule>(a, t, i, kLanes);
   if (i < end) step_vector<true, P, S, Rule>(a, t, i, end - i);
 }

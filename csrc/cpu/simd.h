@@ -48,7 +48,7 @@ using UVec = uint32_t __attribute__((vector_size(4 * kLanes)));
 
 // ---- broadcast, load, store ----
 EVOPRUNE_INLINE Vec broadcast(float x) {
-  return Vec{} + x;
+  return x - Vec{};  // exact for every x; + would turn -0.0 into 0.0, and costs an addition
 }
 EVOPRUNE_INLINE IVec broadcast(int32_t x) {
   return IVec{} + x;

@@ -11,7 +11,6 @@
 
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
-#include "importance/average.h"
 #include "importance/evolution.h"
 #include "importance/magnitude.h"
 #include "importance/taylor.h"
@@ -69,6 +68,22 @@ EVOPRUNE_INLINE IVec get_mask(const uint8_t* p, int64_t n) {
   return load_mask(bytes);
 }
 
+// Elements between two prefetches: a cache line of fp32. Software prefetch pays here because the
+// hardware follows fewer streams than a step has (up to nine), and stops at every page.
+inline constexpr int64_t kPrefetchEvery = 16;
+inline constexpr int64_t kPrefetchAhead = 128;  // elements; measured: 64 ... 192 are alike
+
+template <typename P, typename S>
+EVOPRUNE_INLINE void prefetch_step(const StepTensor& t, int64_t i, bool importance) {
+  i += kPrefetchAhead;
+  prefetch(static_cast<const P*>(t.grad) + i);
+  prefetch(static_cast<const P*>(t.param) + i);
+  if (t.moment != nullptr) prefetch(static_cast<const S*>(t.moment) + i);
+  if (t.square != nullptr) prefetch(static_cast<const S*>(t.square) + i);
+  if (importance) prefetch(t.importance + i);
+  if (t.mask != nullptr) prefetch(t.mask + i);
+}
+
 // The value that memory will hold after `v` was stored as a T.
 template <typename T>
 EVOPRUNE_INLINE Vec as_stored(Vec v) {
@@ -95,10 +110,9 @@ EVOPRUNE_INLINE void put_weight(const StepList& list, const StepTensor& t, int64
   if (t.mask != nullptr) w_new = keep_where(get_mask<kTail>(t.mask + i, n), w_new);
   put<kTail>(static_cast<P*>(t.param) + i, w_new, n);
   if constexpr (Rule::kHasState) {
-    const importance::Average average(list.alpha);
     float* state = t.importance + i;
     const Vec value = Rule::template value<VecMath>(w_old, as_stored<P>(w_new), gradient);
-    put<kTail>(state, average.template operator()<VecMath>(get<kTail>(state, n), value), n);
+    put<kTail>(state, list.average.template operator()<VecMath>(get<kTail>(state, n), value), n);
   }
 }
 

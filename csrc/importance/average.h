@@ -15,9 +15,10 @@
 namespace evoprune::importance {
 
 struct Average {
-  float factor;
-  bool from_state;
+  float factor = 0;
+  bool from_state = true;
 
+  Average() = default;
   EVOPRUNE_HD explicit Average(double alpha)
       : factor(static_cast<float>(alpha < 0.5 ? alpha : alpha - 1)), from_state(alpha < 0.5) {
   }

@@ -22,7 +22,7 @@ void adamw_step_list(const StepInputs& in, const AdamwOptions& o) {
     t.root_correction2 = static_cast<float>(std::sqrt(1 - std::pow(o.beta2, step)));
   }
   AdamwStepArgs args{};
-  args.moment_weight = 1 - o.beta1;
+  args.first_moment = importance::Average(1 - o.beta1);
   args.beta2 = static_cast<float>(o.beta2);
   args.square_weight = static_cast<float>(1 - o.beta2);
   args.eps = static_cast<float>(o.eps);

@@ -54,7 +54,7 @@ template <typename Args>
 void launch_steps(void (*kernel)(const Args&, int64_t, int64_t), Args args, const StepInputs& in,
                   const PreparedSteps& prepared) {
   args.list.rule = step_rule(in.rule);
-  args.list.alpha = in.alpha;
+  args.list.average = importance::Average(in.alpha);
   args.list.sign = in.maximize ? -1.0f : 1.0f;
   args.list.scaled = in.grad_scale.has_value();
   args.list.grad_scale =

@@ -87,7 +87,7 @@ def unscaled_gradient(grad: Tensor, param: Tensor, grad_scale: Tensor | None) ->
     """``grad / grad_scale`` in the dtype of the math, also written back to ``grad``."""
     g = grad.to(math_dtype(param))
     if grad_scale is not None:
-        g = g / grad_scale.to(g.dtype)
+        g = g / grad_scale.to(g.dtype).reshape(())  # one element of any shape
         grad.copy_(g)
     return g
 
