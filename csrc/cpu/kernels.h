@@ -100,10 +100,75 @@ struct StripArgs {
   Epilogue epilogue;
 };
 
+// x [rows, columns] of either dtype -> float, zeros from column K on (cpu/pack_rows.cpp): rows, or
+// panels of `panel` rows. A work unit is a panel (a row where panel = 1).
+struct PackRowsArgs {
+  const void* x;
+  DType dtype;
+  int64_t rows, columns;
+  float* out;
+  int64_t out_stride;  // columns of a row of out, a multiple of 4 where panel > 1
+  int panel;
+};
+
+// Dense weight and mask -> canonical nm tensors, and back; a work unit is a row.
+struct NmPackArgs {
+  const void* weight;   // [rows, columns]
+  const uint8_t* mask;  // [rows, columns]
+  DType dtype;
+  int64_t columns, kept, meta_bytes;
+  int n, m;
+  void* values;        // [rows, kept]
+  uint8_t* meta;       // [rows, meta_bytes]
+  int64_t* over_full;  // [rows]: the first column of a group that keeps too many, or -1
+};
+struct NmUnpackArgs {
+  const void* values;   // [rows, kept]
+  const uint8_t* meta;  // [rows, meta_bytes]
+  DType dtype;
+  int64_t columns, kept, meta_bytes;
+  int n, m;
+  void* dense;  // [rows, columns]
+};
+
+// Canonical nm tensors -> layout "cpu" (core/nm_layout.h); a work unit is a tile of 16 rows.
+struct NmPrepareArgs {
+  const void* values;   // [rows, kept]
+  const uint8_t* meta;  // [rows, meta_bytes]
+  DType dtype;
+  int64_t rows, kept, meta_bytes, slots;
+  int n, m;
+  void* out_values;   // [tiles, slots, 16]
+  int32_t* out_meta;  // [tiles, words, 16]
+  int32_t* worst;     // [tiles]: the largest index of the tile
+};
+
+// y = act(x W^T + bias), W in layout "cpu"; a work unit is a (token block, row tile) pair: unit
+// block * tiles + tile. A block of nm_linear is block_tokens, of nm_linear_tokens kNmTokenPanel.
+struct NmLinearArgs {
+  const float* x;  // rows or panels; padded to what the last slot may read
+  bool panels;
+  int64_t tokens, x_stride, token_step, group_step;  // steps in floats: tokens, groups of m
+  const void* values;
+  const int32_t* meta;
+  DType dtype;  // of values and y
+  int64_t rows, slots;
+  int n, m;
+  int64_t block_tokens;  // a multiple of kNmPanel
+  void* y;               // [tokens, rows]
+  Epilogue epilogue;
+};
+
 struct Kernels {
   const char* level;
   int lanes;
   void (*select_nm)(const SelectNmArgs&, int64_t begin, int64_t end);
+  void (*pack_rows)(const PackRowsArgs&, int64_t begin, int64_t end);
+  void (*nm_pack)(const NmPackArgs&, int64_t begin, int64_t end);
+  void (*nm_unpack)(const NmUnpackArgs&, int64_t begin, int64_t end);
+  void (*nm_prepare)(const NmPrepareArgs&, int64_t begin, int64_t end);
+  void (*nm_linear)(const NmLinearArgs&, int64_t begin, int64_t end);
+  void (*nm_linear_tokens)(const NmLinearArgs&, int64_t begin, int64_t end);
   void (*adamw_step)(const AdamwStepArgs&, int64_t begin, int64_t end);
   void (*sgd_step)(const SgdStepArgs&, int64_t begin, int64_t end);
   void (*pack_panels)(const PanelArgs&, int64_t begin, int64_t end);

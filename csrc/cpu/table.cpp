@@ -9,6 +9,12 @@
 namespace evoprune::EVOPRUNE_ISA {
 
 void select_nm(const SelectNmArgs&, int64_t, int64_t);
+void pack_rows(const PackRowsArgs&, int64_t, int64_t);
+void nm_pack(const NmPackArgs&, int64_t, int64_t);
+void nm_unpack(const NmUnpackArgs&, int64_t, int64_t);
+void nm_prepare(const NmPrepareArgs&, int64_t, int64_t);
+void nm_linear(const NmLinearArgs&, int64_t, int64_t);
+void nm_linear_tokens(const NmLinearArgs&, int64_t, int64_t);
 void pack_panels(const PanelArgs&, int64_t, int64_t);
 void block_linear(const StripArgs&, int64_t, int64_t);
 void bitmask_linear(const StripArgs&, int64_t, int64_t);
@@ -21,6 +27,12 @@ const Kernels table = {
     .level = EVOPRUNE_STRING(EVOPRUNE_ISA),
     .lanes = kLanes,
     .select_nm = select_nm,
+    .pack_rows = pack_rows,
+    .nm_pack = nm_pack,
+    .nm_unpack = nm_unpack,
+    .nm_prepare = nm_prepare,
+    .nm_linear = nm_linear,
+    .nm_linear_tokens = nm_linear_tokens,
     .adamw_step = adamw_step,
     .sgd_step = sgd_step,
     .pack_panels = pack_panels,

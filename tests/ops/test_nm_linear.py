@@ -82,6 +82,35 @@ def test_threads_do_not_change_a_bit(tokens):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_non_contiguous_and_misaligned_x(tokens, isa):
+    x, packed, bias = small(tokens, 24, 64)
+    expected = call(x, packed, bias)
+    assert torch.equal(call(x.t().contiguous().t(), packed, bias), expected)
+    wide = torch.full((tokens, 67), float("nan"))
+    wide[:, 3:] = x
+    assert torch.equal(call(wide[:, 3:], packed, bias), expected)
+    shifted = torch.empty(x.numel() + 1)[1:].view_as(x).copy_(x)
+    assert torch.equal(call(shifted, packed, bias), expected)
+    assert torch.equal(call(x, packed, torch.stack([bias, bias], 1)[:, 0]), expected)
+
+
+def test_special_values_stay_in_their_row_and_token(isa):
+    nan, inf = float("nan"), float("inf")
+    weight = torch.zeros(20, 40)
+    weight[:, ::4], weight[:, 1::4] = 1.0, -2.0
+    weight[3, 4], weight[5, 8], weight[6, 12] = nan, inf, -0.0
+    packed = NMWeight.pack(weight, 2, 4, mask=torch.arange(40).expand(20, 40) % 4 < 2)
+    x = torch.ones(6, 40)
+    x[2, 2], x[4, 0] = nan, inf  # column 2 is kept nowhere, column 0 everywhere
+    y = call(x, packed)
+    expected = torch.full((6, 20), -10.0)
+    expected[4] = inf
+    expected[:, 3], expected[:, 5], expected[:, 6] = nan, inf, -11.0
+    expected[4, 6] = inf
+    assert torch.equal(y.nan_to_num(nan=123.0), expected.nan_to_num(nan=123.0))
+
+
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh", "silu"])
 def test_activations_over_the_whole_range(activation, isa):
     special = [
@@ -182,6 +211,30 @@ def test_refusals(change, error, match):
     arguments = {"x": x, "packed": packed, "bias": bias, "activation": "none", **change}
     with pytest.raises(error, match=match):
         ops.nm_linear(**arguments)
+
+
+def test_the_op_itself_refuses_what_does_not_fit():
+    """The second wall: the raw op, which the public function would not have called."""
+    x, packed, bias = small()
+    values, meta = ops.prepare(packed)
+    good = [x, values, meta, bias, 33, 61, 2, 4, "none", "cpu"]
+    ops.nm_linear.OP(*good)
+    for position, wrong, match in [
+        (0, torch.zeros(2, 60), "in_features = 61, got 60"),
+        (0, x.double(), "Double"),
+        (1, values[:, :-1], "values"),
+        (1, values.bfloat16(), "values"),
+        (2, meta.long(), "meta"),
+        (2, meta[:1], "meta"),
+        (3, torch.zeros(34), "bias"),
+        (6, 5, "n=5"),
+        (8, "tanh", "tanh"),
+        (9, "gpu", "gpu"),
+    ]:
+        arguments = list(good)
+        arguments[position] = wrong
+        with pytest.raises((RuntimeError, ValueError), match=match):
+            ops.nm_linear.OP(*arguments)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -92,6 +92,24 @@ def test_gradient_of_unpack_reads_the_stored_places():
     assert values.grad.tolist() == [[2.0, 4.0, 5.0, 0.0]]  # the last place lies beyond column K
 
 
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_over_full_group_is_named(impl):
+    weight = torch.zeros(3, 12)
+    weight[2, 8:11] = 1.0
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"weight\[2, 8:12\] keeps 3 values, .* 2:4 allows 2"
+    ):
+        ops.nm_pack(weight, 2, 4, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_prepare_rejects_an_index_beyond_the_group(impl):
+    packed = NMWeight.pack(torch.tensor([[1.0, 0.0, 0.0]]), 1, 3)
+    broken = dataclasses.replace(packed, meta=torch.full_like(packed.meta, 3))
+    with pytest.raises((ValueError, RuntimeError), match="an index 3, expected less than m = 3"):
+        ops.nm_prepare(broken, impl=impl)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="got 5:4"):
         ops.nm_pack(torch.zeros(2, 8), 5, 4)

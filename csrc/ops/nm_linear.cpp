@@ -1,0 +1,128 @@
+// evoprune::nm_linear on the CPU: checks, allocation, threads. The kernel is in cpu/nm_linear.cpp.
+#include "ops/linear.h"
+#include "ops/nm.h"
+
+namespace evoprune::binding {
+
+namespace {
+
+void check_prepared(const Tensor& t, int64_t tiles, int64_t middle, const char* what) {
+  STD_TORCH_CHECK(t.dim() == 3 && t.size(0) == tiles && t.size(1) == middle && t.size(2) == kNmTile,
+                  "expected prepared ", what, " of shape [", tiles, ", ", middle, ", ", kNmTile,
+                  "], got ", t.dim(), " dimensions [", t.dim() > 0 ? t.size(0) : -1, ", ",
+                  t.dim() > 1 ? t.size(1) : -1, ", ", t.dim() > 2 ? t.size(2) : -1, "]");
+  check_contiguous(t, what);
+}
+
+int64_t tiles_of(const NmLinearArgs& a) {
+  return (a.rows + kNmTile - 1) / kNmTile;
+}
+
+// Token `first` of x or y, both [tokens, columns].
+template <typename Pointer>
+Pointer token_of(Pointer data, DType dtype, int64_t first, int64_t columns) {
+  return data + first * columns * (dtype == DType::f32 ? 4 : 2);
+}
+
+// How many of the tokens go in lanes (cpu/nm_linear_tokens.cpp): whole panels. Depends on sizes
+// alone.
+int64_t tokens_in_lanes(int64_t tokens, int n, int m) {
+  return m == 4 && n <= 2 ? tokens - tokens % kNmTokenPanel : 0;
+}
+
+void many_tokens(const Tensor& x, NmLinearArgs args, int64_t tokens, const Tensor& y) {
+  const int64_t columns = x.size(x.dim() - 1), padded = args.slots / args.n * args.m;
+  const int64_t panels = tokens / kNmTokenPanel;
+  const int64_t sizes[] = {panels, padded, kNmTokenPanel};
+  Tensor packed = torch::stable::new_empty(x, {sizes, 3}, ScalarType::Float);
+  float* out = static_cast<float*>(packed.mutable_data_ptr());
+  const int vectors = kNmTokenPanel / kernels().lanes;
+  const PanelArgs pack{x.const_data_ptr(), out, tokens, columns, padded, vectors, args.dtype};
+  run(kernels().pack_panels, pack, panels, 1);
+  args.x = out;
+  args.panels = true;
+  args.tokens = tokens;
+  args.x_stride = padded;
+  args.y = y.mutable_data_ptr();
+  run(kernels().nm_linear_tokens, args, panels * tiles_of(args), 1 + 1024 / (args.slots + 1));
+}
+
+void few_tokens(const Tensor& x, NmLinearArgs args, int64_t first, int64_t tokens,
+                const Tensor& y) {
+  const int64_t columns = x.size(x.dim() - 1);
+  const void* from =
+      token_of(static_cast<const char*>(x.const_data_ptr()), args.dtype, first, columns);
+  const int64_t last_group = args.slots == 0 ? 0 : (args.slots - 1) / args.n * args.m;
+  const int64_t readable = args.slots == 0 ? 0 : last_group + nm_window(args.m);
+  // panels for the patterns whose kernel reads them; copied rows where padding is needed
+  const int panel = args.m == 4 && args.n <= 2 && tokens >= kNmPanel ? kNmPanel : 1;
+  const int64_t stride = (std::max(readable, columns) + 3) / 4 * 4;
+  const bool as_it_is = panel == 1 && args.dtype == DType::f32 && readable <= columns;
+  const int64_t panels = (tokens + panel - 1) / panel;
+  const int64_t sizes[] = {as_it_is ? 0 : panels * panel * stride};
+  Tensor packed = x;
+  if (!as_it_is) {
+    packed = torch::stable::new_empty(x, {sizes, 1}, ScalarType::Float);
+    float* out = static_cast<float*>(packed.mutable_data_ptr());
+    const PackRowsArgs pack{from, args.dtype, tokens, columns, out, stride, panel};
+    run(kernels().pack_rows, pack, panels, 1 + 32768 / (panel * stride + 1));
+    from = out;
+  }
+  args.x = static_cast<const float*>(from);
+  args.panels = panel > 1;
+  args.tokens = tokens;
+  args.x_stride = as_it_is ? columns : stride;
+  args.token_step = args.panels ? 4 : args.x_stride;
+  args.group_step = args.panels ? 4 * kNmPanel : args.m;
+  args.block_tokens = std::min<int64_t>(tokens, 512);
+  args.y = token_of(static_cast<char*>(y.mutable_data_ptr()), args.dtype, first, args.rows);
+  const int64_t blocks = (tokens + args.block_tokens - 1) / args.block_tokens;
+  const int64_t work = std::max<int64_t>(1, args.slots * args.block_tokens);  // of a unit
+  run(kernels().nm_linear, args, blocks * tiles_of(args), std::max<int64_t>(1, 16384 / work));
+}
+
+}  // namespace
+
+Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bias,
+                 int64_t out_features, int64_t in_features, int64_t n64, int64_t m64,
+                 std::string activation, std::string layout) {
+  check_nm(n64, m64);
+  STD_TORCH_CHECK(out_features >= 0 && in_features >= 0, "expected sizes of 0 or more, got ",
+                  out_features, " and ", in_features);
+  const int n = static_cast<int>(n64), m = static_cast<int>(m64);
+  check_dtype(values, x.scalar_type(), "values");
+  const Epilogue epilogue = epilogue_of(bias, out_features, activation);
+  if (!is_prepared(layout)) {
+    check_matrix(values, out_features, nm_kept(in_features, n, m), "values");
+    std::tie(values, meta) = nm_prepare(values, meta, n, m, in_features);
+  }
+  const int64_t tiles = (out_features + kNmTile - 1) / kNmTile;
+  const int64_t slots = nm_slots(in_features, n, m);
+  check_prepared(values, tiles, slots, "values");
+  check_prepared(meta, tiles, nm_words(in_features, n, m), "meta");
+  check_dtype(meta, ScalarType::Int, "meta");
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == in_features,
+                  "expected x with in_features = ", in_features, ", got ",
+                  x.dim() >= 1 ? x.size(x.dim() - 1) : -1);
+  if (!x.is_contiguous()) x = torch::stable::contiguous(x);
+  Tensor y = new_output(x, out_features);
+  NmLinearArgs args{};
+  args.values = values.const_data_ptr();
+  args.meta = static_cast<const int32_t*>(meta.const_data_ptr());
+  args.dtype = kernel_dtype(x, "x");
+  args.rows = out_features;
+  args.slots = slots;
+  args.n = n;
+  args.m = m;
+  args.epilogue = epilogue;
+  const int64_t tokens = count_tokens(x), in_lanes = tokens_in_lanes(tokens, n, m);
+  if (in_lanes > 0) many_tokens(x, args, in_lanes, y);
+  if (tokens > in_lanes) few_tokens(x, args, in_lanes, tokens - in_lanes, y);
+  return y;
+}
+
+}  // namespace evoprune::binding
+
+STABLE_TORCH_LIBRARY_IMPL(evoprune, CPU, m) {
+  m.impl("nm_linear", TORCH_BOX(&evoprune::binding::nm_linear));
+}
