@@ -14,8 +14,14 @@ from evoprune_kernels.optim.config import PruneConfig
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is transformers' ``Conv1D``, a linear layer with its weight stored [in, out] (told by name)."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
+    """Whether this is transformers' ``Conv1D``, a linear layer with its weight stored [in, out], or our sparse one.
+
+    Told by name: transformers is not imported, and ``nn`` is a sibling.
+    """
+    kind = type(module)
+    if kind.__name__ == "SparseConv1D":
+        return kind.__module__.startswith("evoprune_kernels.")
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
 
 
 def prunable_groups(
