@@ -28,7 +28,8 @@ class SparseForward(PackedCache):
         weight, bias = parameters.get("weight"), parameters.get("bias")
         if weight is None or self.training or self._wants_grad(input, weight, bias):
             return self._dense(input)
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             self._sync()
         plan = self._plan
         if plan is None:
@@ -39,7 +40,13 @@ class SparseForward(PackedCache):
             return self._autocast(input, weight.dtype, bias)
         self._check_input(input, weight.dtype)
         buffers = self._buffers
-        return plan.run(input, *[buffers[name] for name in plan.buffers], bias, *plan.tail)
+        packed = [buffers[name] for name in plan.buffers]
+        if compiling:
+            return plan.run(input, *packed, bias, *plan.tail)
+        with (
+            torch._C._AutoDispatchBelowAutograd()
+        ):  # no gradient is wanted: saves the op's Python autograd layer
+            return plan.run(input, *packed, bias, *plan.tail)
 
     def _wants_grad(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         if not torch.is_grad_enabled():
