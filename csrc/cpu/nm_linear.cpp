@@ -40,6 +40,7 @@ constexpr int kVecs = kNmTile / kLanes;     // vectors in a tile
 constexpr int kTokens = kNmPanel;           // of the largest block
 constexpr int64_t kStripBytes = 192 << 10;  // weights of a strip, in L2
 constexpr int64_t kStripTiles = 64;
+constexpr int kUnrolledGroups = kLanes == 4 ? 1 : 16;  // at baseline: seconds to compile, not minutes
 
 // Tokens share one pass over the weights: `tokens` x `vecs` x `chains` sums in registers.
 template <int tokens_>
@@ -63,7 +64,7 @@ EVOPRUNE_INLINE void add_word(Vec (&acc)[B::tokens][B::vecs][B::chains], const f
                               Steps steps, const T* values, const int32_t* meta) {
   IVec index[B::vecs];
   for (int v = 0; v < B::vecs; ++v) index[v] = load_bits<IVec>(meta + v * kLanes);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnrolledGroups
   for (int g = 0; g < P::per_word / P::n; ++g) {
     Vec w[P::n][B::vecs];
     IVec key[P::n][B::vecs];
