@@ -21,20 +21,32 @@ void pad_row(const T* x, float* row, int64_t columns, int64_t padded) {
   for (; c < padded; ++c) row[c] = 0.0f;
 }
 
+// Columns [c, end) of one panel, four tokens at a time: whole cache lines of x, whole rows of the
+// panel before the next columns.
 template <typename T>
-void transpose_panel(const T* x, float* panel, const PanelArgs& a, int64_t tokens, int width) {
+void transpose_columns(const T* x, float* panel, const PanelArgs& a, int64_t tokens, int width,
+                       int64_t c, int64_t end) {
   int64_t t = 0;
   for (; t + 4 <= tokens; t += 4) {
     const T* rows = x + t * a.columns;
-    int64_t c = 0;
-    for (; c + 4 <= a.columns; c += 4)
-      transpose4(rows + c, a.columns, panel + c * width + t, width);
-    for (; c < a.columns; ++c)
-      for (int i = 0; i < 4; ++i) panel[c * width + t + i] = to_float(rows[i * a.columns + c]);
+    int64_t k = c;
+    for (; k + 4 <= end; k += 4)
+      transpose4(rows + k, a.columns, panel + k * width + t, width);
+    for (; k < end; ++k)
+      for (int i = 0; i < 4; ++i) panel[k * width + t + i] = to_float(rows[i * a.columns + k]);
   }
   for (; t < width; ++t)
-    for (int64_t c = 0; c < a.columns; ++c)
-      panel[c * width + t] = t < tokens ? to_float(x[t * a.columns + c]) : 0.0f;
+    for (int64_t k = c; k < end; ++k)
+      panel[k * width + t] = t < tokens ? to_float(x[t * a.columns + k]) : 0.0f;
+}
+
+template <typename T>
+void transpose_panel(const T* x, float* panel, const PanelArgs& a, int64_t tokens, int width) {
+  constexpr int64_t kLine = 16;
+  for (int64_t c = 0; c < a.columns; c += kLine) {
+    const int64_t end = a.columns - c < kLine ? a.columns : c + kLine;
+    transpose_columns(x, panel, a, tokens, width, c, end);
+  }
   for (int64_t i = a.columns * width; i < a.padded * width; ++i) panel[i] = 0.0f;
 }
 

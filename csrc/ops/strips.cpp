@@ -5,7 +5,7 @@ namespace evoprune::binding {
 
 namespace {
 
-constexpr int64_t kPanelFloats = 64 << 10;  // 256 KB: a panel stays in L2
+constexpr int64_t kPanelFloats = 32 << 10;  // 128 KB: within L2 and the pages of the first TLB
 constexpr int64_t kGrainWork = 64 << 10;    // multiply-adds that are worth a thread
 
 struct Panels {

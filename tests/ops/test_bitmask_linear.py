@@ -198,3 +198,46 @@ def test_nan_and_infinity_reach_only_their_outputs(tokens, isa):
     bad[0] |= mask[:, 3]
     bad[-1] |= mask[:, 60]
     assert torch.equal(~call(x, packed, impl="cpu").isfinite(), bad)
+
+
+def poke(index, at, value):
+    """Changes one entry of one tensor."""
+
+    def change(tensors):
+        tensors[index] = tensors[index].clone()
+        tensors[index].view(-1)[at] = value
+
+    return change
+
+
+def cut(index):
+    """Drops the last entry of one tensor."""
+
+    def change(tensors):
+        tensors[index] = tensors[index][:-1]
+
+    return change
+
+
+CORRUPT = [
+    ("canonical", poke(1, 0, 0), "bits of row 0: expected .* set, as row_ptr says, got"),
+    ("canonical", poke(1, 7, 255), "bits of row 0"),
+    ("canonical", poke(2, 0, 1), "row_ptr must rise from 0"),
+    ("canonical", poke(2, 1, 9999), "row_ptr must rise from 0"),
+    ("canonical", cut(0), "row_ptr must rise from 0"),
+    ("canonical", cut(1), r"bits.size\(0\) = 33, got 32"),
+    ("canonical", cut(2), r"row_ptr.size\(0\) = 34, got 33"),
+    ("cpu", poke(2, 1, 9999), "row_ptr must rise from 0"),
+    ("cpu", cut(0), "row_ptr must rise from 0"),
+    ("cpu", cut(1), r"columns.size\(0\)"),
+]
+
+
+@pytest.mark.parametrize("layout, change, match", CORRUPT)
+def test_corrupt_tensors_are_refused_by_the_kernel(layout, change, match):
+    x, packed, _ = small()
+    tensors = list(ops.prepare(packed) if layout == "cpu" else packed.tensors().values())
+    change(tensors)
+    rest = (*packed.shape, *packed.pattern.arguments(), "none", layout)
+    with pytest.raises(RuntimeError, match=match):
+        ops.bitmask_linear.OP(x, *tensors, None, *rest, impl="cpu")

@@ -201,3 +201,49 @@ def test_nan_and_infinity_reach_only_their_outputs(tokens, isa):
             bad = (token == 0 and 0 in reached) or (token == tokens - 1 and 3 in reached)
             rows = y[token, block_row * 16 : block_row * 16 + 16]
             assert rows.isfinite().all() == (not bad)
+
+
+def poke(index, at, value):
+    """Changes one entry of one tensor."""
+
+    def change(tensors):
+        tensors[index] = tensors[index].clone()
+        tensors[index].view(-1)[at] = value
+
+    return change
+
+
+def cut(index):
+    """Drops the last entry of one tensor."""
+
+    def change(tensors):
+        tensors[index] = tensors[index][:-1]
+
+    return change
+
+
+CORRUPT = [
+    ("canonical", poke(2, 0, 4), r"col_idx\[0\]: expected 0 to 3, got 4"),
+    ("canonical", poke(2, 1, -1), r"col_idx\[1\]: expected 0 to 3, got -1"),
+    ("canonical", poke(1, 0, 1), "row_ptr must rise from 0"),
+    ("canonical", poke(1, 1, 99), "row_ptr must rise from 0"),
+    ("canonical", poke(1, 3, 99), "row_ptr must rise from 0"),
+    ("canonical", cut(0), "row_ptr must rise|col_idx"),
+    ("canonical", cut(1), r"row_ptr.size\(0\) = 4, got 3"),
+    ("canonical", cut(2), "col_idx"),
+    ("cpu", poke(2, 0, 64), "col_idx within 0 to 48, got 0 to 64"),
+    ("cpu", poke(2, 0, -16), "col_idx within 0 to 48, got -16"),
+    ("cpu", poke(1, 1, 99), "row_ptr must rise from 0"),
+    ("cpu", cut(1), r"row_ptr.size\(0\) = 4, got 3"),
+    ("cpu", cut(2), "col_idx"),
+]
+
+
+@pytest.mark.parametrize("layout, change, match", CORRUPT)
+def test_corrupt_tensors_are_refused_by_the_kernel(layout, change, match):
+    x, packed, _ = small()
+    tensors = list(ops.prepare(packed) if layout == "cpu" else packed.tensors().values())
+    change(tensors)
+    rest = (*packed.shape, *packed.pattern.arguments(), "none", layout)
+    with pytest.raises(RuntimeError, match=match):
+        ops.block_linear.OP(x, *tensors, None, *rest, impl="cpu")
