@@ -42,8 +42,7 @@ EVOPRUNE_INLINE void step_vector(const AdamwStepArgs& a, const StepTensor& t, in
   }
 
   const Vec denominator = sqrt(v) / broadcast(t.root_correction2) + broadcast(a.eps);
-  const Vec w_new =
-      w * broadcast(a.weight_factor) + broadcast(-t.step_size) * m / denominator;
+  const Vec w_new = w * broadcast(a.weight_factor) + broadcast(-t.step_size) * m / denominator;
   put_weight<kTail, P, Rule>(a.list, t, i, n, w, w_new, g);
 }
 
@@ -80,9 +79,8 @@ Span choose(const StepList& list) {
 
 void adamw_step(const AdamwStepArgs& a, int64_t begin, int64_t end) {
   const Span span = choose(a.list);
-  for_each_span(a.list, begin, end, [&](const StepTensor& t, int64_t first, int64_t last) {
-    span(a, t, first, last);
-  });
+  for_each_span(a.list, begin, end,
+                [&](const StepTensor& t, int64_t first, int64_t last) { span(a, t, first, last); });
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

@@ -16,11 +16,16 @@ namespace {
 template <typename T>
 void run(const StripArgs& a, int64_t begin, int64_t end) {
   switch (a.strip) {
-    case 16: return rows_in_lanes<T>(a, begin, end);
-    case 8: return tokens_in_lanes<T, int32_t, 8>(a, begin, end);
-    case 4: return tokens_in_lanes<T, int32_t, 4>(a, begin, end);
-    case 2: return tokens_in_lanes<T, int32_t, 2>(a, begin, end);
-    default: return tokens_in_lanes<T, int32_t, 1>(a, begin, end);
+    case 16:
+      return rows_in_lanes<T>(a, begin, end);
+    case 8:
+      return tokens_in_lanes<T, int32_t, 8>(a, begin, end);
+    case 4:
+      return tokens_in_lanes<T, int32_t, 4>(a, begin, end);
+    case 2:
+      return tokens_in_lanes<T, int32_t, 2>(a, begin, end);
+    default:
+      return tokens_in_lanes<T, int32_t, 1>(a, begin, end);
   }
 }
 

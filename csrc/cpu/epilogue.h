@@ -46,11 +46,16 @@ EVOPRUNE_INLINE Vec silu(Vec z) {
 
 inline Vec activate(Vec z, Activation activation) {
   switch (activation) {
-    case Activation::none: return z;
-    case Activation::relu: return z < 0.0f ? zero() : z;
-    case Activation::gelu: return gelu(z);
-    case Activation::gelu_tanh: return gelu_tanh(z);
-    case Activation::silu: return silu(z);
+    case Activation::none:
+      return z;
+    case Activation::relu:
+      return z < 0.0f ? zero() : z;
+    case Activation::gelu:
+      return gelu(z);
+    case Activation::gelu_tanh:
+      return gelu_tanh(z);
+    case Activation::silu:
+      return silu(z);
   }
   return z;
 }

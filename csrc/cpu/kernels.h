@@ -58,8 +58,8 @@ struct StepList {
   DType param_dtype, state_dtype;
   StepRule rule;
   importance::Average average;  // of the importance
-  float grad_scale;  // gradients are divided by it when `scaled`
-  float sign;        // 1, or -1 to maximize
+  float grad_scale;             // gradients are divided by it when `scaled`
+  float sign;                   // 1, or -1 to maximize
   bool scaled;
 };
 

@@ -2,9 +2,9 @@
 //
 //   mask[r, g*m + i] = rank of scores[r, g*m + i] within its group < n
 //
-//   scores  [rows, columns]   | m | m | m |..|tail|     the tail group may be shorter; it keeps up
-//   to n as well work unit: one row. Ties and NaN: see select/nm.h. Exact; the order of threads
-//   cannot change it.
+//   scores  [rows, columns]   | m | m | m |..|tail|    a shorter tail group keeps up to n as well
+//
+// Work unit: one row. Ties and NaN: see select/nm.h. Exact; the order of threads cannot change it.
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 #include "select/nm.h"

@@ -73,9 +73,8 @@ Span choose(const StepList& list) {
 
 void sgd_step(const SgdStepArgs& a, int64_t begin, int64_t end) {
   const Span span = choose(a.list);
-  for_each_span(a.list, begin, end, [&](const StepTensor& t, int64_t first, int64_t last) {
-    span(a, t, first, last);
-  });
+  for_each_span(a.list, begin, end,
+                [&](const StepTensor& t, int64_t first, int64_t last) { span(a, t, first, last); });
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

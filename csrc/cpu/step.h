@@ -18,15 +18,9 @@
 namespace evoprune::EVOPRUNE_ISA {
 
 struct VecMath {
-  static EVOPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) {
-    return EVOPRUNE_ISA::fma(a, b, c);
-  }
-  static EVOPRUNE_INLINE Vec abs(Vec a) {
-    return EVOPRUNE_ISA::abs(a);
-  }
-  static EVOPRUNE_INLINE Vec all(float x) {
-    return broadcast(x);
-  }
+  static EVOPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) { return EVOPRUNE_ISA::fma(a, b, c); }
+  static EVOPRUNE_INLINE Vec abs(Vec a) { return EVOPRUNE_ISA::abs(a); }
+  static EVOPRUNE_INLINE Vec all(float x) { return broadcast(x); }
 };
 
 // Calls span(tensor, first, last) for the elements of chunks [begin, end).

@@ -18,8 +18,8 @@ namespace evoprune::EVOPRUNE_ISA {
 // The strips of one tile of 16 rows.
 template <typename T, typename Index>
 struct Strips {
-  const T* values;        // of the whole weight
-  const Index* columns;   // of the whole weight
+  const T* values;         // of the whole weight
+  const Index* columns;    // of the whole weight
   const int32_t* row_ptr;  // of this tile's first strip
   int64_t strips;
   int bk;
@@ -77,8 +77,7 @@ void tokens_tile(const Strips<T, Index>& s, const float* panel, float* sums) {
   for (int64_t i = 0; i < s.strips; ++i) {
     const int64_t first = s.row_ptr[i];
     TokenTile<T, R, kVectors> tile;
-    tile.run(s.values + first * s.bk * R, s.columns + first, s.row_ptr[i + 1] - first, s.bk,
-             panel);
+    tile.run(s.values + first * s.bk * R, s.columns + first, s.row_ptr[i + 1] - first, s.bk, panel);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < kVectors; ++v) {
         Vec total = tile.acc[0][r][v];
@@ -92,7 +91,8 @@ template <typename T, typename Index, int R, int kVectors>
 EVOPRUNE_INLINE void dispatch_tokens(int vectors, const Strips<T, Index>& s, const float* panel,
                                      float* sums) {
   if constexpr (kVectors > 1) {
-    if (vectors < kVectors) return dispatch_tokens<T, Index, R, kVectors - 1>(vectors, s, panel, sums);
+    if (vectors < kVectors)
+      return dispatch_tokens<T, Index, R, kVectors - 1>(vectors, s, panel, sums);
   }
   tokens_tile<T, Index, R, kVectors>(s, panel, sums);
 }
@@ -133,8 +133,7 @@ void one_token_tile(const Strips<T, Index>& s, const float* x, float* sums) {
           for (int r = 0; r < R; ++r) acc[0][r] = fma(to_float(w[r]), xe[k], acc[0][r]);
       }
     }
-    for (int r = 0; r < R; ++r)
-      sums[i * R + r] = (acc[0][r] + acc[1][r]) + (acc[2][r] + acc[3][r]);
+    for (int r = 0; r < R; ++r) sums[i * R + r] = (acc[0][r] + acc[1][r]) + (acc[2][r] + acc[3][r]);
   }
 }
 

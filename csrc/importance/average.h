@@ -20,8 +20,7 @@ struct Average {
 
   Average() = default;
   EVOPRUNE_HD explicit Average(double alpha)
-      : factor(static_cast<float>(alpha < 0.5 ? alpha : alpha - 1)), from_state(alpha < 0.5) {
-  }
+      : factor(static_cast<float>(alpha < 0.5 ? alpha : alpha - 1)), from_state(alpha < 0.5) {}
 
   template <typename Math, typename V>
   EVOPRUNE_HD V operator()(V state, V value) const {

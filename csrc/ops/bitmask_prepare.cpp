@@ -50,8 +50,8 @@ Prepared bitmask_prepare(const Tensor& values_in, const Tensor& bits_in, const T
 
   const bool narrow = in_features <= kNarrow;
   const int64_t sizes[] = {count};
-  Tensor columns = torch::stable::new_empty(values, {sizes, 1},
-                                            narrow ? ScalarType::Short : ScalarType::Int);
+  Tensor columns =
+      torch::stable::new_empty(values, {sizes, 1}, narrow ? ScalarType::Short : ScalarType::Int);
   void* out = columns.mutable_data_ptr();
   for (int64_t r = 0; r < rows; ++r) {
     const uint8_t* row = data_of<uint8_t>(bits) + r * bytes;

@@ -10,9 +10,9 @@ namespace {
 // Prepared tensors of a caller: every index is checked, they are few beside the values.
 void check_prepared(const Prepared& p, Shape shape, int64_t bk, int64_t strip) {
   STD_TORCH_CHECK(p.values.dim() == 3 && p.values.size(1) == bk && p.values.size(2) == strip,
-                  "expected prepared values [entries, ", bk, ", ", strip, "], got ",
-                  p.values.dim(), " dimensions [.., ", p.values.dim() > 1 ? p.values.size(1) : -1,
-                  ", ", p.values.dim() > 2 ? p.values.size(2) : -1, "]");
+                  "expected prepared values [entries, ", bk, ", ", strip, "], got ", p.values.dim(),
+                  " dimensions [.., ", p.values.dim() > 1 ? p.values.size(1) : -1, ", ",
+                  p.values.dim() > 2 ? p.values.size(2) : -1, "]");
   check_contiguous(p.values, "values");
   const int64_t count = p.values.size(0);
   check_row_ptr(p.row_ptr, ceil_div(shape.out_features, strip), count);
@@ -26,8 +26,8 @@ void check_prepared(const Prepared& p, Shape shape, int64_t bk, int64_t strip) {
     low = std::min(low, columns[e]);
     high = std::max(high, columns[e]);
   }
-  STD_TORCH_CHECK(low >= 0 && (count == 0 || high <= last), "expected prepared col_idx within 0 to ",
-                  last, ", got ", low, " to ", high);
+  STD_TORCH_CHECK(low >= 0 && (count == 0 || high <= last),
+                  "expected prepared col_idx within 0 to ", last, ", got ", low, " to ", high);
 }
 
 }  // namespace

@@ -15,8 +15,8 @@ inline Activation activation_of(const std::string& name) {
 }
 
 inline bool is_prepared(const std::string& layout) {
-  STD_TORCH_CHECK(layout == "cpu" || layout == "canonical", "expected layout canonical or cpu, got ",
-                  layout);
+  STD_TORCH_CHECK(layout == "cpu" || layout == "canonical",
+                  "expected layout canonical or cpu, got ", layout);
   return layout == "cpu";
 }
 

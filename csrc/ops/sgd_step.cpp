@@ -41,8 +41,20 @@ void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers,
               std::string rule, double alpha, std::optional<Tensor> grad_scale,
               std::optional<Tensor> found_inf) {
   if (momentum == 0) momentum_buffers.clear();
-  sgd_step_inputs({params, grads, momentum_buffers, {}, {}, importances, masks, steps, grad_scale,
-                   found_inf, "momentum_buffers", rule, alpha, maximize},
+  sgd_step_inputs({params,
+                   grads,
+                   momentum_buffers,
+                   {},
+                   {},
+                   importances,
+                   masks,
+                   steps,
+                   grad_scale,
+                   found_inf,
+                   "momentum_buffers",
+                   rule,
+                   alpha,
+                   maximize},
                   {lr, momentum, dampening, weight_decay, nesterov});
 }
 

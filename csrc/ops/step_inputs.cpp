@@ -73,7 +73,8 @@ bool overlaps_itself(const Tensor& t) {
 void check_dtype_is(const Role& role, size_t i, ScalarType expected, ScalarType or_else) {
   const ScalarType actual = role.list[i].scalar_type();
   if (actual == expected || actual == or_else) return;
-  const std::string alternative = expected == or_else ? "" : std::string(" or ") + toString(or_else);
+  const std::string alternative =
+      expected == or_else ? "" : std::string(" or ") + toString(or_else);
   STD_TORCH_CHECK(false, role.name, "[", i, "] has dtype ", toString(actual), ", expected ",
                   toString(expected), alternative);
 }

@@ -59,13 +59,14 @@ void launch_steps(void (*kernel)(const Args&, int64_t, int64_t), Args args, cons
   args.list.scaled = in.grad_scale.has_value();
   args.list.grad_scale =
       args.list.scaled ? static_cast<float>(read_number(*in.grad_scale, "grad_scale")) : 1.0f;
-  for (const auto& [param, state] : {std::pair(DType::f32, DType::f32),
-                                     std::pair(DType::bf16, DType::f32),
-                                     std::pair(DType::bf16, DType::bf16)}) {
+  for (const auto& [param, state] :
+       {std::pair(DType::f32, DType::f32), std::pair(DType::bf16, DType::f32),
+        std::pair(DType::bf16, DType::bf16)}) {
     std::vector<StepTensor> tensors;
     int64_t chunks = 0, elements = 0;
     for (const PreparedStep& item : prepared.items) {
-      if (item.param_dtype != param || item.state_dtype != state || item.tensor.numel == 0) continue;
+      if (item.param_dtype != param || item.state_dtype != state || item.tensor.numel == 0)
+        continue;
       tensors.push_back(item.tensor);
       tensors.back().first_chunk = chunks;
       chunks += (item.tensor.numel + kStepChunk - 1) / kStepChunk;

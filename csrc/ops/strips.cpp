@@ -25,10 +25,8 @@ Panels panels_of(const Tensor& x, const StripArgs& a, int64_t in_features) {
   const int64_t size[] = {count * step * a.padded};
   Tensor panels = torch::stable::new_empty(dense, {size, 1}, ScalarType::Float);
   float* out = static_cast<float*>(panels.mutable_data_ptr());
-  const PanelArgs args{dense.const_data_ptr(), out,
-                       a.tokens,               in_features,
-                       a.padded,               rows ? 0 : a.panel_vectors,
-                       a.dtype};
+  const PanelArgs args{dense.const_data_ptr(),     out,    a.tokens, in_features, a.padded,
+                       rows ? 0 : a.panel_vectors, a.dtype};
   const int64_t work = std::max<int64_t>(1, step * a.padded);
   run(kernels().pack_panels, args, count, std::max<int64_t>(1, kGrainWork / work));
   return {panels, out};
