@@ -6,8 +6,8 @@ cache. Bytes a parameter, each tensor counted once for every pass that reads or 
     torch fused AdamW                                     28    w g m v read, w m v written
     ours: importance and mask in the same pass            37    + importance read and written, mask read
     torch + _foreach_lerp_ + float mask                   52    + 12 + 12
-    torch + EWMA of |w g|, buffers kept + float mask      80    + mul 12, abs 8, lerp 12 + 12 ... in passes of their own
-    the same, allocating                                  80    + fresh memory in every step
+    torch + EWMA of |w g|, buffers kept + float mask      72    + mul 12, abs 8, lerp 12 + 12
+    the same, allocating                                  72    + fresh memory in every step
 
 Before anything is timed, the tests of the op run, and three steps of ours are held against the composition.
 """

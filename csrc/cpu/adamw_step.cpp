@@ -7,8 +7,9 @@
 //   w' = +0.0 where not mask;   importance += alpha * (x - importance)
 //
 //   memory a parameter, fp32, bytes     w  g  m  v  imp  mask
-//     read                              4  4  4  4   4    1        each byte once: the pass is bound
-//     written                           4     4  4   4             by memory, 37 bytes a parameter
+//     read                              4  4  4  4   4    1        each byte once: the pass is
+//     bound written                           4     4  4   4             by memory, 37 bytes a
+//     parameter
 //
 // A work unit is a chunk of one tensor (cpu/step.h); one vector of elements at a time. Math in fp32
 // in the order of torch's fused AdamW, bias corrections in double on the host, moments of bf16
@@ -47,9 +48,7 @@ EVOPRUNE_INLINE void step_vector(const AdamwStepArgs& a, const StepTensor& t, in
 }
 
 template <typename P, typename S, typename Rule>
-void span(const AdamwStepArgs& args, const StepTensor& tensor, int64_t begin, int64_t end) {
-  const AdamwStepArgs a = args;  // copies that no store can change, so they stay in registers
-  const StepTensor t = tensor;
+EVOPRUNE_INLINE void loop(const AdamwStepArgs& a, const StepTensor& t, int64_t begin, int64_t end) {
   int64_t i = begin;
   for (; i + kPrefetchEvery <= end; i += kPrefetchEvery) {
     prefetch_step<P, S>(t, i, Rule::kHasState);
@@ -58,6 +57,23 @@ void span(const AdamwStepArgs& args, const StepTensor& tensor, int64_t begin, in
   }
   for (; i + kLanes <= end; i += kLanes) step_vector<false, P, S, Rule>(a, t, i, kLanes);
   if (i < end) step_vector<true, P, S, Rule>(a, t, i, end - i);
+}
+
+// Copies, which no store can change, so they stay in registers. The usual case is compiled a second
+// time with its features known to be off: fewer instructions leave room for more memory requests.
+template <typename P, typename S, typename Rule>
+void span(const AdamwStepArgs& args, const StepTensor& tensor, int64_t begin, int64_t end) {
+  AdamwStepArgs a = args;
+  StepTensor t = tensor;
+  const bool usual = !a.list.scaled && a.list.sign == 1 && a.list.average.from_state &&
+                     a.first_moment.from_state && t.largest_square == nullptr;
+  if (!usual) return loop<P, S, Rule>(a, t, begin, end);
+  a.list.scaled = false;
+  a.list.sign = 1;
+  a.list.average.from_state = true;
+  a.first_moment.from_state = true;
+  t.largest_square = nullptr;
+  loop<P, S, Rule>(a, t, begin, end);
 }
 
 using Span = void (*)(const AdamwStepArgs&, const StepTensor&, int64_t, int64_t);

@@ -8,8 +8,9 @@
 //   w' = +0.0 where not mask;   importance += alpha * (x - importance)
 //
 //   memory a parameter, fp32, bytes     w  g  b  imp  mask
-//     read                              4  4  4   4    1           each byte once: the pass is bound
-//     written                           4     4   4                by memory, 29 bytes a parameter
+//     read                              4  4  4   4    1           each byte once: the pass is
+//     bound written                           4     4   4                by memory, 29 bytes a
+//     parameter
 //
 // A work unit is a chunk of one tensor (cpu/step.h); one vector of elements at a time. Math in fp32
 // in the order of torch's fused SGD; the buffer of bf16 parameters is used before it is rounded. At
@@ -41,9 +42,7 @@ EVOPRUNE_INLINE void step_vector(const SgdStepArgs& a, const StepTensor& t, int6
 }
 
 template <typename P, typename S, typename Rule>
-void span(const SgdStepArgs& args, const StepTensor& tensor, int64_t begin, int64_t end) {
-  const SgdStepArgs a = args;  // copies that no store can change, so they stay in registers
-  const StepTensor t = tensor;
+EVOPRUNE_INLINE void loop(const SgdStepArgs& a, const StepTensor& t, int64_t begin, int64_t end) {
   int64_t i = begin;
   for (; i + kPrefetchEvery <= end; i += kPrefetchEvery) {
     prefetch_step<P, S>(t, i, Rule::kHasState);
@@ -52,6 +51,22 @@ void span(const SgdStepArgs& args, const StepTensor& tensor, int64_t begin, int6
   }
   for (; i + kLanes <= end; i += kLanes) step_vector<false, P, S, Rule>(a, t, i, kLanes);
   if (i < end) step_vector<true, P, S, Rule>(a, t, i, end - i);
+}
+
+// Copies, which no store can change, so they stay in registers. The usual case is compiled a second
+// time with its features known to be off: fewer instructions leave room for more memory requests.
+template <typename P, typename S, typename Rule>
+void span(const SgdStepArgs& args, const StepTensor& tensor, int64_t begin, int64_t end) {
+  SgdStepArgs a = args;
+  StepTensor t = tensor;
+  const bool usual =
+      !a.list.scaled && a.list.sign == 1 && a.list.average.from_state && !t.first_step;
+  if (!usual) return loop<P, S, Rule>(a, t, begin, end);
+  a.list.scaled = false;
+  a.list.sign = 1;
+  a.list.average.from_state = true;
+  t.first_step = false;
+  loop<P, S, Rule>(a, t, begin, end);
 }
 
 using Span = void (*)(const SgdStepArgs&, const StepTensor&, int64_t, int64_t);

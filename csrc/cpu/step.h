@@ -3,7 +3,8 @@
 //
 //   tensors    | 0                  | 1      | 2                    |    one list, any sizes
 //   chunks     | 0    | 1    | 2  | | 3    | | 4    | 5    | 6    | |    kStepChunk elements each,
-//   threads    |  thread 0           |  thread 1                    |    the last of a tensor shorter
+//   threads    |  thread 0           |  thread 1                    |    the last of a tensor
+//   shorter
 //
 // A work unit is a chunk. Every element is computed on its own, by the same instructions in a tail
 // as elsewhere, so neither threads nor chunks can change a result.

@@ -1,6 +1,6 @@
-// Evolution: avg += alpha * (w_new - avg), score = |avg|. w_new is the weight as it is stored: after
-// the step, the mask and the rounding to its dtype.
-// Source: "Systematic Weight Evaluation for Pruning Large Language Models", arXiv 2502.17071.
+// Evolution: avg += alpha * (w_new - avg), score = |avg|. w_new is the weight as it is stored:
+// after the step, the mask and the rounding to its dtype. Source: "Systematic Weight Evaluation for
+// Pruning Large Language Models", arXiv 2502.17071.
 #pragma once
 
 #include "core/host_device.h"

@@ -2,7 +2,8 @@
 //
 //   layout of the tensors of one index                                what the kernel gets
 //   all contiguous, or the same strides over dense memory             their own memory
-//   anything else (views with gaps, a gradient of other strides)      contiguous copies, written back
+//   anything else (views with gaps, a gradient of other strides)      contiguous copies, written
+//   back
 //
 // All checks and copies come before the first write, so an error leaves everything as it was.
 #pragma once
