@@ -40,7 +40,8 @@ constexpr int kVecs = kNmTile / kLanes;     // vectors in a tile
 constexpr int kTokens = kNmPanel;           // of the largest block
 constexpr int64_t kStripBytes = 192 << 10;  // weights of a strip, in L2
 constexpr int64_t kStripTiles = 64;
-constexpr int kUnrolledGroups = kLanes == 4 ? 1 : 16;  // at baseline: seconds to compile, not minutes
+constexpr int kUnrolledGroups =
+    kLanes == 4 ? 1 : 16;  // at baseline: seconds to compile, not minutes
 
 // Tokens share one pass over the weights: `tokens` x `vecs` x `chains` sums in registers.
 template <int tokens_>

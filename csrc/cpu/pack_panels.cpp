@@ -30,8 +30,7 @@ void transpose_columns(const T* x, float* panel, const PanelArgs& a, int64_t tok
   for (; t + 4 <= tokens; t += 4) {
     const T* rows = x + t * a.columns;
     int64_t k = c;
-    for (; k + 4 <= end; k += 4)
-      transpose4(rows + k, a.columns, panel + k * width + t, width);
+    for (; k + 4 <= end; k += 4) transpose4(rows + k, a.columns, panel + k * width + t, width);
     for (; k < end; ++k)
       for (int i = 0; i < 4; ++i) panel[k * width + t + i] = to_float(rows[i * a.columns + k]);
   }

@@ -96,14 +96,15 @@ class Pruning(torch.optim.Optimizer):
             group.setdefault("prune", None)
             group.setdefault("prune_step", 0)
             group.setdefault("prune_refreshes", 0)
-        if any(group.get("fused") for group in self.param_groups):
+        if self.defaults.get("fused"):  # torch forgets it in a deepcopy
             self._step_supports_amp_scaling = True
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state dict of this optimizer or of torch's; importance and masks keep their own dtypes.
 
-        Like every hyperparameter, ``prune`` is taken from the state dict where that has one.
+        Like every hyperparameter, ``prune`` is taken from the state dict where that has one, with a warning if it
+        differs; where it has none, or None, the group keeps its own.
         """
         with _saving.keeping_dtypes(self):
             super().load_state_dict(dict(state_dict))

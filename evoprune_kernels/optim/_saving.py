@@ -8,6 +8,7 @@ be remembered between calls, so deepcopy and pickle need no care.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from evoprune_kernels._check import check
+from evoprune_kernels.optim.config import PruneConfig
 
 #: state key -> its dtype
 OWN_STATE = {"importance": torch.float32, "mask": torch.bool}
@@ -57,11 +59,23 @@ def _seal(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         else value
         for key, value in state_dict["state"].items()
     }
-    completed = [
-        {**{key: group[key] for key in OWN_GROUP_KEYS}, **other}
-        for group, other in zip(groups, saved, strict=True)
-    ]
+    completed = [_completed(i, *pair) for i, pair in enumerate(zip(groups, saved, strict=True))]
     return {**state_dict, "state": state, "param_groups": completed}
+
+
+def _completed(index: int, group: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved group with the keys that it lacks; a group that was saved unpruned does not end pruning here."""
+    own = {key: group[key] for key in OWN_GROUP_KEYS}
+    config, current = PruneConfig.coerce(saved.get("prune")), PruneConfig.coerce(group["prune"])
+    if config is None:
+        return {**saved, **own}
+    if current is not None and config != current:
+        warnings.warn(
+            f"param group {index} is pruned as its state dict says, {config}; the optimizer was made with {current}."
+            " Assign param_groups[i]['prune'] after loading to change it",
+            stacklevel=6,
+        )
+    return {**own, **saved}
 
 
 def _sealed_state(state: dict[Any, Any], param: Tensor) -> dict[Any, Any]:

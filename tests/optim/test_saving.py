@@ -195,6 +195,32 @@ def test_hostile_states_are_refused_before_anything_changes():
     assert not resumed._optimizer_load_state_dict_pre_hooks, "a hook was left behind"
 
 
+def test_which_prune_config_wins():
+    other = ek.PruneConfig("1:4", start=3)
+    for saved, current, expected in [
+        (None, CONFIG, CONFIG),  # pruning starts where training resumes
+        (CONFIG, None, CONFIG),
+        (CONFIG, CONFIG, CONFIG),
+        (other, CONFIG, other),
+    ]:
+        model, optimizer = build(ek.optim.AdamW, prune=saved)
+        step(model, optimizer, range(4))
+        twin, resumed = build(ek.optim.AdamW, prune=current)
+        twin.load_state_dict(model.state_dict())
+        state = copy.deepcopy(optimizer.state_dict())
+        if saved is other:
+            with pytest.warns(UserWarning, match=r"'1:4'.*made with .*'2:4'"):
+                resumed.load_state_dict(state)
+        else:
+            resumed.load_state_dict(state)
+        assert resumed.param_groups[0]["prune"] == expected.to_dict()
+        assert resumed.param_groups[0]["prune_step"] == (0 if saved is None else 4)
+    broken = copy.deepcopy(optimizer.state_dict())
+    broken["param_groups"][0]["prune"]["pattern"] = "9:4"
+    with pytest.raises(ValueError, match="9:4"):
+        resumed.load_state_dict(broken)
+
+
 def test_load_hooks_fire_once_and_see_plain_tensors():
     model, optimizer = build(ek.optim.AdamW, torch.bfloat16, prune=CONFIG)
     step(model, optimizer, range(3))

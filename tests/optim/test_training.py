@@ -47,8 +47,7 @@ def test_training_reaches_exactly_the_sparsity(
         weight = model.get_submodule(name).weight.detach()
         zero = weight == 0
         assert not weight[zero].signbit().any(), "a masked weight is -0.0"
-        rounded = round(expected * weight.numel())
-        assert abs(int(zero.sum()) - rounded) <= 1
+        assert int(zero.sum()) == weight.numel() - round((1 - expected) * weight.numel())
         assert torch.equal(optimizer.masks()[model.get_submodule(name).weight], ~zero)
     assert (model[0].bias != 0).all()
     report = optimizer.sparsity_report()
