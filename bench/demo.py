@@ -126,7 +126,7 @@ def time_models(
     context = masked.config.context
     prompt = context // 4
     many = 2 if args.quick else 16
-    new = {1: 4, many: 2} if args.quick else {1: 48, many: 16}
+    new = {1: 4, many: 2} if args.quick else {1: 48, many: 48}
     jobs = {f"{rows} stream{'s' * (rows > 1)}": (rows, count) for rows, count in new.items()}
     found: dict[str, Any] = {}
     for name, (rows, count) in jobs.items():

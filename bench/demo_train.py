@@ -39,7 +39,7 @@ class Plan:
     heads: int = 6
     context: int = 128
     rows: int = 4
-    steps: int = 500
+    steps: int = 400
     lr: float = 1e-3
     seed: int = 0
 

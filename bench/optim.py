@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="at most this long")
     parser.add_argument("--layers", type=int, default=7, help="transformer layers of 7.1 M weights")
     parser.add_argument("--quick", action="store_true", help="one layer; a test of the program")
-    parser.add_argument("--out", help="where the JSON goes (default: bench/results/optim.json)")
+    parser.add_argument("--json", "--out", dest="out", help="default: bench/results/optim.json")
     gate.add_argument(parser)
 
 

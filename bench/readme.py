@@ -90,12 +90,43 @@ def model(record: dict[str, Any]) -> str:
     return "\n".join([head, "", report.table(HEADER, rows), "", source(record)])
 
 
+def optim(record: dict[str, Any]) -> str:
+    """The table of ``bench optim`` and the targets it was held to."""
+    results = record["results"]
+    rows = [
+        [
+            name,
+            f"{row['ns_per_parameter']:.3f}",
+            f"{row['over_torch_fused']['median']:.2f} "
+            f"({row['over_torch_fused']['p20']:.2f}-{row['over_torch_fused']['p80']:.2f})",
+            f"{row['over_ours']['median']:.2f} ({row['over_ours']['p20']:.2f}-{row['over_ours']['p80']:.2f})",
+        ]
+        for name, row in results["contenders"].items()
+    ]
+    header = ("contender", "ns per parameter", "time over torch fused", "time over ours")
+    missed = [
+        f"{t['what']} {t['target']}: {t['measured']:.2f}"
+        for t in results["targets"]
+        if not t["holds"]
+    ]
+    lines = [
+        f"One step of {results['parameters']:,} float32 parameters.",
+        "",
+        report.table(header, rows),
+        "",
+    ]
+    if missed:
+        lines += [f"Targets that do not hold here: {'; '.join(missed)}.", ""]
+    return "\n".join([*lines, source(record)])
+
+
 #: marker -> what makes its text from bench/results/<marker>.json
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
     "digits": digits,
     "linear": linear,
     "model": model,
+    "optim": optim,
 }
 
 
