@@ -9,12 +9,14 @@
 
 #include <cstdint>
 
+#include "core/host_device.h"
+
 namespace evoprune::select {
 
 inline constexpr int kMaxGroup = 32;  // the largest m: a group's mask fits one word
 
 // True when candidate (score a, index i) is kept in preference to (score b, index j).
-inline bool ranks_above(float a, int i, float b, int j) {
+EVOPRUNE_HD bool ranks_above(float a, int i, float b, int j) {
   if (a != a) return b != b && i < j;
   if (b != b) return true;
   return a > b || (a == b && i < j);
@@ -22,7 +24,7 @@ inline bool ranks_above(float a, int i, float b, int j) {
 
 // Bit i is set when weight i of the group is kept. `count` <= m entries exist (a group cut off by
 // the row's end).
-inline uint32_t nm_group(const float* scores, int count, int n) {
+EVOPRUNE_HD uint32_t nm_group(const float* scores, int count, int n) {
   uint32_t kept = 0;
   for (int i = 0; i < count; ++i) {
     int above = 0;
