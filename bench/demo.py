@@ -29,6 +29,7 @@ from evoprune_kernels import measure
 from tests.tolerance import FLOOR, max_error
 
 PROMPT = "def read_lines(path):\n    "
+SECONDS = 150
 QUICK = {"width": 64, "layers": 1, "heads": 2, "context": 64, "rows": 2, "steps": 20}
 
 
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--importance", default="evolution")
     parser.add_argument("--steps", type=int, help=f"default: {Plan.steps}")
     parser.add_argument(
-        "--seconds", type=float, help="choose the steps so that training takes about this long"
+        "--seconds",
+        type=float,
+        help=f"of training, both runs; default: {Plan.steps} steps, fewer where they take over {SECONDS}",
     )
     parser.add_argument("--width", type=int, default=Plan.width)
     parser.add_argument("--layers", type=int, default=Plan.layers)
@@ -87,7 +90,23 @@ def fit_to_time(plan: Plan, text: texts.Text, seconds: float) -> Plan:
         optimizer.step()
 
     once = measure.interleave({"step": step}, rounds=5, warmup=2).timing("step").median
-    return dataclasses.replace(plan, steps=max(20, int(seconds / once / 1.75)))
+    return dataclasses.replace(plan, steps=max(60, int(seconds / once / 1.75)))
+
+
+def final_plan(args: argparse.Namespace, text: texts.Text) -> Plan:
+    """The plan with its number of steps: as asked for, or as the time allows here."""
+    plan = make_plan(args)
+    if args.steps or args.quick:
+        return plan
+    fitted = fit_to_time(plan, text, args.seconds or SECONDS)
+    if args.seconds:
+        return fitted
+    if fitted.steps < plan.steps:
+        print(
+            f"slow now: {fitted.steps} steps in place of {plan.steps} (--steps {plan.steps} insists)"
+        )
+        return fitted
+    return plan
 
 
 def progress(plan: Plan) -> Any:
@@ -211,9 +230,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """The whole demo; returns the record that is written."""
     began = time.perf_counter()
     text = texts.load(args.text, limit=300_000 if args.quick else 6_000_000)
-    plan = make_plan(args)
-    if args.seconds and not args.steps:
-        plan = fit_to_time(plan, text, args.seconds)
+    plan = final_plan(args, text)
     model_size = sum(p.numel() for p in CharGPT(plan.model_config()).parameters())
     print(
         f"text: {text.training.numel():,} characters of {text.source}, {text.validation.numel():,} held out"

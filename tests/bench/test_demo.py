@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 
 import pytest
@@ -137,3 +139,22 @@ def test_digits_learn():
     data = digits.load_data()
     model = digits.train(None, 0, 200, 64, data)
     assert digits.accuracy(model, *data) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("fits", "options", "steps"),
+    [
+        (1000, [], Plan.steps),
+        (90, [], 90),
+        (90, ["--steps", "700"], 700),
+        (1000, ["--seconds", "300"], 1000),
+    ],
+)
+def test_steps_are_as_asked_or_as_the_time_allows(monkeypatch, fits, options, steps):
+    def fit(plan, text, seconds):
+        return dataclasses.replace(plan, steps=fits)
+
+    monkeypatch.setattr(demo, "fit_to_time", fit)
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    assert demo.final_plan(parser.parse_args(options), None).steps == steps
