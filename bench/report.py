@@ -32,11 +32,10 @@ def build(
     benchmark: str, results: Mapping[str, Any], *, gate: Gate, threads: int, quick: bool = False
 ) -> dict[str, Any]:
     """The record of one run: ``results`` and everything that a reader needs to believe or repeat it."""
-    argv = [shlex.quote(a) for a in sys.argv[1:]] if sys.argv[0].endswith(".py") else []
     return {
         "benchmark": benchmark,
         "label": "quick (few rounds: a test of the program, not a figure)" if quick else "measured",
-        "command": " ".join(["python -m bench", *argv]),
+        "command": command(sys.argv),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": {k: v for k, v in measure.machine_info().items() if k != "threads"},
@@ -44,6 +43,15 @@ def build(
         "gate": gate.to_dict(),
         "results": dict(results),
     }
+
+
+def command(argv: Sequence[str]) -> str:
+    """The command line that ``argv`` came from: ``python -m bench linear``, ``python -m bench.demo``."""
+    program = Path(argv[0])
+    if program.suffix != ".py":  # called from Python, a test for one
+        return "python -m bench"
+    module = "bench" if program.stem == "__main__" else f"bench.{program.stem}"
+    return " ".join(["python -m", module, *map(shlex.quote, argv[1:])])
 
 
 def write(record: Mapping[str, Any], path: Path | str | None = None) -> Path:
@@ -77,8 +85,8 @@ def _git(*arguments: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table with aligned columns; numbers to the right."""
-    texts = [[str(cell) for cell in row] for row in [header, *rows]]
+    """A Markdown table with aligned columns; numbers to the right, ``|`` in a cell escaped."""
+    texts = [[str(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in texts) for i in range(len(header))]
     right = [
         bool(rows) and all(isinstance(r[i], int | float) or _numeric(str(r[i])) for r in rows)

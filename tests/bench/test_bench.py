@@ -139,3 +139,16 @@ def test_readme_markers_without_a_table_are_an_error():
 
 def test_every_command_has_a_module():
     assert set(COMMANDS) >= {"linear", "optim", "model", "demo", "digits", "readme"}
+
+
+def test_the_record_names_the_command_that_ran():
+    assert report.command(["x/bench/__main__.py", "linear", "--quick"]) == (
+        "python -m bench linear --quick"
+    )
+    assert (
+        report.command(["x/bench/demo.py", "--text", "a b"]) == "python -m bench.demo --text 'a b'"
+    )
+
+
+def test_a_bar_in_a_cell_does_not_split_it():
+    assert report.table(["a"], [["|w|"]]).splitlines()[-1] == r"| \|w\| |"
