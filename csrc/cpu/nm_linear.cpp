@@ -11,10 +11,11 @@
 //     values             w0 w1 w2 w3 w4 ..         one load, shared by the tokens of the block
 //     sums of token t   += values * permuted       one fma
 //
-// A block of tokens keeps its sums in registers while a tile's values pass by once; x is read as it
-// is, y is written 16 outputs at a time, and nothing is transposed. Per token, vector and slot: one
-// permute and one fma, against two fma of a dense product at half density. Row tiles are walked in
-// strips whose weights stay in L2 while the tokens pass.
+// A block of tokens keeps its sums in registers while a tile's values pass by once; y is written 16
+// outputs at a time. Fewer than 8 tokens read x as it is; whole blocks of 8 read a panel in which
+// the 4 columns of a group of all 8 tokens lie side by side. Per token, vector and slot: one permute
+// and one fma, against two fma of a dense product at half density. Row tiles are walked in strips
+// whose weights stay in L2 while the tokens pass. Many tokens of 1:4 and 2:4: nm_linear_tokens.cpp.
 //
 // Work unit: (token block, row tile). Every sum runs over the slots in one fixed order that depends
 // only on the token's place in its block, so the result is the same for every number of threads.

@@ -70,7 +70,7 @@ def test_reference_matches_the_dense_product(case):
         assert_accurate(y, truth, oracle(x, weight, bias, activation, x.dtype))
 
 
-@pytest.mark.parametrize("tokens", [1, 4, 37])
+@pytest.mark.parametrize("tokens", [1, 4, 37, 70, 129])  # from 64 on also tokens in lanes
 def test_threads_do_not_change_a_bit(tokens):
     x, packed, bias = small(tokens, 100, 200)
     before = torch.get_num_threads()
@@ -95,16 +95,17 @@ def test_non_contiguous_and_misaligned_x(tokens, isa):
     assert torch.equal(call(x, packed, torch.stack([bias, bias], 1)[:, 0]), expected)
 
 
-def test_special_values_stay_in_their_row_and_token(isa):
+@pytest.mark.parametrize("tokens", [6, 70])  # rows in lanes; tokens in lanes and a rest
+def test_special_values_stay_in_their_row_and_token(tokens, isa):
     nan, inf = float("nan"), float("inf")
     weight = torch.zeros(20, 40)
     weight[:, ::4], weight[:, 1::4] = 1.0, -2.0
     weight[3, 4], weight[5, 8], weight[6, 12] = nan, inf, -0.0
     packed = NMWeight.pack(weight, 2, 4, mask=torch.arange(40).expand(20, 40) % 4 < 2)
-    x = torch.ones(6, 40)
+    x = torch.ones(tokens, 40)
     x[2, 2], x[4, 0] = nan, inf  # column 2 is kept nowhere, column 0 everywhere
     y = call(x, packed)
-    expected = torch.full((6, 20), -10.0)
+    expected = torch.full((tokens, 20), -10.0)
     expected[4] = inf
     expected[:, 3], expected[:, 5], expected[:, 6] = nan, inf, -11.0
     expected[4, 6] = inf
