@@ -69,6 +69,7 @@ CXX_ ?= $(if $(filter default,$(origin CXX)),g++,$(CXX))
 runtime = $(shell $(CXX_) -print-file-name=$(1))
 
 # leaks: off, since the interpreter and torch keep memory for the life of the process, which LeakSanitizer reports.
+# --capture=sys: a report is written by native code just before the process ends, and must be seen.
 # alloc_dealloc_mismatch and odr: torch's own libraries, which are not instrumented, free and define on their terms.
 sanitize: $(STAMPS)/installed
 	EVOPRUNE_SANITIZE=1 EVOPRUNE_BUILD=cpu $(call build_variant,sanitize)
@@ -76,7 +77,7 @@ sanitize: $(STAMPS)/installed
 	ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1 \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	PYTHONMALLOC=malloc $(call with_variant,sanitize) EVOPRUNE_EXPECT=sanitized \
-	$(BIN)/python -m pytest $(or $(ARGS),tests/test_native.py tests/ops tests/formats tests/optim -m "not slow")
+	$(BIN)/python -m pytest --capture=sys $(or $(ARGS),tests/test_native.py tests/ops tests/formats tests/optim -m "not slow")
 
 emulate: $(STAMPS)/installed
 	@echo '#include <simde/x86/avx512.h>' | $(CXX_) -E -x c++ - -o /dev/null 2>/dev/null || \

@@ -40,8 +40,9 @@ void pack_row(const NmPackArgs& a, int64_t row) {
   T* values = static_cast<T*>(a.values) + row * a.kept;
   uint8_t* meta = a.meta + row * a.meta_bytes;
   const int bits = nm_canonical_bits(a.m);
-  std::memset(meta, 0, static_cast<size_t>(a.meta_bytes));
   a.over_full[row] = -1;
+  if (a.columns == 0) return;  // the tensors may have no memory at all
+  std::memset(meta, 0, static_cast<size_t>(a.meta_bytes));
   int64_t slot = 0;
   for (int64_t c = 0; c < a.columns; c += a.m) {
     const int width = static_cast<int>(a.columns - c < a.m ? a.columns - c : a.m);
@@ -65,6 +66,7 @@ void pack_row(const NmPackArgs& a, int64_t row) {
 
 template <typename T>
 void unpack_row(const NmUnpackArgs& a, int64_t row) {
+  if (a.columns == 0) return;
   const T* values = static_cast<const T*>(a.values) + row * a.kept;
   const uint8_t* meta = a.meta + row * a.meta_bytes;
   T* dense = static_cast<T*>(a.dense) + row * a.columns;
