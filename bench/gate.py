@@ -51,7 +51,7 @@ def check(tests: Sequence[str], *, skip: bool = False) -> Gate:
     missing = [path for path in tests if not (ROOT / path).exists()]
     if missing:
         raise GateError(f"no such tests: {', '.join(missing)}")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", *tests]
     print(f"gate: {' '.join(['python', *command[1:]])}", file=sys.stderr, flush=True)
     start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -180,6 +180,12 @@ def test_opcheck(layout):
     torch.library.opcheck(torch.ops.evoprune.bitmask_linear.default, arguments)
 
 
+def test_opcheck_of_prepare():
+    packed = small()[1]
+    arguments = (*packed.tensors().values(), packed.shape[1])
+    torch.library.opcheck(torch.ops.evoprune.bitmask_prepare.default, arguments)
+
+
 def test_linear_picks_the_op():
     x, packed, bias = small()
     assert torch.equal(

@@ -180,6 +180,12 @@ def test_opcheck(layout):
     torch.library.opcheck(torch.ops.evoprune.block_linear.default, arguments)
 
 
+def test_opcheck_of_prepare():
+    packed = small()[1]
+    arguments = (*packed.tensors().values(), *packed.shape)
+    torch.library.opcheck(torch.ops.evoprune.block_prepare.default, arguments)
+
+
 def test_linear_picks_the_op():
     x, packed, bias = small()
     assert torch.equal(
