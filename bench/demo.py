@@ -86,7 +86,7 @@ def fit_to_time(plan: Plan, text: texts.Text, seconds: float) -> Plan:
 
     def step() -> None:
         optimizer.zero_grad()
-        model.loss(text.batch(plan.rows, plan.window, data)).backward()
+        model.loss(text.batch(plan.rows, plan.context, data)).backward()
         optimizer.step()
 
     once = measure.interleave({"step": step}, rounds=5, warmup=2).timing("step").median

@@ -158,3 +158,9 @@ def test_steps_are_as_asked_or_as_the_time_allows(monkeypatch, fits, options, st
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     assert demo.final_plan(parser.parse_args(options), None).steps == steps
+
+
+def test_the_steps_that_fit_the_time_are_counted_by_training_steps(small_text):
+    plan = Plan("block:16x16", 0.5, width=32, layers=1, heads=2, context=16, rows=2)
+    assert demo.fit_to_time(plan, small_text, seconds=0.0).steps == 60  # never fewer
+    assert demo.fit_to_time(plan, small_text, seconds=1e6).steps > plan.steps
