@@ -32,7 +32,14 @@ void run(const StripArgs& a, int64_t begin, int64_t end) {
 }  // namespace
 
 void block_linear(const StripArgs& a, int64_t begin, int64_t end) {
-  a.dtype == DType::f32 ? run<float>(a, begin, end) : run<bf16>(a, begin, end);
+  switch (a.dtype) {
+    case DType::f32:
+      return run<float>(a, begin, end);
+    case DType::bf16:
+      return run<bf16>(a, begin, end);
+    case DType::i8:
+      return run<int8_t>(a, begin, end);
+  }
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

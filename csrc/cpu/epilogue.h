@@ -1,6 +1,7 @@
-// The end of every linear kernel: bias, activation, rounding to the dtype of y, tails.
+// The end of every linear kernel: scale of an int8 weight's row, bias, activation, rounding to the
+// dtype of y, tails.
 //
-//   y[row + i] = act(sums[i] + bias[row + i]),  0 <= i < count
+//   y[row + i] = act(sums[i] * scale[row + i] + bias[row + i]),  0 <= i < count
 //
 // The kernels leave the sums of a tile in a small float buffer (in L1) and call `finish` once a
 // token, so the activation's code exists once and not once an accumulator.
@@ -70,16 +71,34 @@ EVOPRUNE_INLINE Vec load_bias(const Epilogue& e, int64_t row, int64_t count) {
   return count < kLanes ? load_first(p, count) : load(p);
 }
 
-// y: where output `row` of one token goes. `sums` must be readable up to a multiple of kLanes.
+EVOPRUNE_INLINE Vec load_scale(const Epilogue& e, int64_t row, int64_t count) {
+  if (e.scale == nullptr) return broadcast(1.0f);
+  return count < kLanes ? load_first(e.scale + row, count) : load(e.scale + row);
+}
+
+// The outputs of token `token` in y [tokens, rows].
+EVOPRUNE_INLINE void* token_outputs(void* y, int64_t token, int64_t rows, const Epilogue& e) {
+  return static_cast<char*>(y) + token * rows * (e.y_dtype == DType::f32 ? 4 : 2);
+}
+
 template <typename T>
-inline void finish(T* y, const float* sums, const Epilogue& e, int64_t row, int64_t count) {
+EVOPRUNE_INLINE void store_outputs(T* y, Vec z, int64_t count) {
+  if (count < kLanes)
+    store_first(y, z, count);
+  else
+    store(y, z);
+}
+
+// y: the outputs of one token, from row 0. `sums` must be readable up to a multiple of kLanes.
+inline void finish(void* y, const float* sums, const Epilogue& e, int64_t row, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
-    const int64_t left = count - i;
-    const Vec z = activate(load(sums + i) + load_bias(e, row + i, left), e.activation);
-    if (left < kLanes)
-      store_first(y + i, z, left);
+    const int64_t left = count - i, at = row + i;
+    const Vec z = activate(fma(load(sums + i), load_scale(e, at, left), load_bias(e, at, left)),
+                           e.activation);
+    if (e.y_dtype == DType::f32)
+      store_outputs(static_cast<float*>(y) + at, z, left);
     else
-      store(y + i, z);
+      store_outputs(static_cast<bf16*>(y) + at, z, left);
   }
 }
 

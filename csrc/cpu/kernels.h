@@ -12,7 +12,8 @@
 
 namespace evoprune {
 
-enum class DType : int32_t { f32 = 0, bf16 = 1 };
+// i8 only where a weight is stored; its rows have a scale (Epilogue).
+enum class DType : int32_t { f32 = 0, bf16 = 1, i8 = 2 };
 
 // In the order of ACTIVATIONS in evoprune_kernels/ops/_linear.py.
 enum class Activation : int32_t { none, relu, gelu, gelu_tanh, silu };
@@ -22,6 +23,8 @@ struct Epilogue {
   const void* bias;  // [N] or null
   DType bias_dtype;
   Activation activation;
+  const float* scale;  // [N] or null: of the rows of a weight stored as i8
+  DType y_dtype;       // f32 or bf16
 };
 
 // scores [rows, columns] -> mask [rows, columns]; a work unit is a row.
@@ -88,7 +91,7 @@ struct PanelArgs {
 // A weight in strips (cpu/strips.h) times panels of x; a work unit is a tile of 16 rows.
 struct StripArgs {
   const float* x;  // rows [tokens, padded] or panels
-  void* y;         // [tokens, out_features]
+  void* y;         // [tokens, out_features] of epilogue.y_dtype
   const void* values;
   const int32_t* row_ptr;
   const void* columns;
@@ -96,7 +99,7 @@ struct StripArgs {
   int strip, bk;  // rows of a strip, columns of an entry
   int panel_vectors;
   bool narrow;  // columns are uint16
-  DType dtype;
+  DType dtype;  // of values
   Epilogue epilogue;
 };
 
@@ -151,11 +154,11 @@ struct NmLinearArgs {
   int64_t tokens, x_stride, token_step, group_step;  // steps in floats: tokens, groups of m
   const void* values;
   const int32_t* meta;
-  DType dtype;  // of values and y
+  DType dtype;  // of values
   int64_t rows, slots;
   int n, m;
   int64_t block_tokens;  // a multiple of kNmPanel
-  void* y;               // [tokens, rows]
+  void* y;               // [tokens, rows] of epilogue.y_dtype
   Epilogue epilogue;
 };
 

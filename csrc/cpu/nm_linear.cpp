@@ -150,13 +150,12 @@ static void tile_sums(const NmLinearArgs& a, int64_t tile, int64_t from, int64_t
   }
 }
 
-template <typename T>
 static void finish_tile(const NmLinearArgs& a, int64_t tile, int64_t token, int tokens,
                         const float* sums) {
   const int64_t row = tile * kNmTile, left = a.rows - row;
-  T* y = static_cast<T*>(a.y) + token * a.rows + row;
   for (int t = 0; t < tokens; ++t)
-    finish(y + t * a.rows, sums + t * kNmTile, a.epilogue, row, left < kNmTile ? left : kNmTile);
+    finish(token_outputs(a.y, token + t, a.rows, a.epilogue), sums + t * kNmTile, a.epilogue, row,
+           left < kNmTile ? left : kNmTile);
 }
 
 // A full block of tokens with a strip of tiles, in pieces of K so that x of the block and the
@@ -172,7 +171,7 @@ static void full_block(const NmLinearArgs& a, int64_t token, int64_t from, int64
       tile_sums<P, Block<kTokens>, T>(a, tile, w, w + kPiece < words ? w + kPiece : words, x,
                                       sums[tile - from]);
   for (int64_t tile = from; tile < to; ++tile)
-    finish_tile<T>(a, tile, token, kTokens, sums[tile - from]);
+    finish_tile(a, tile, token, kTokens, sums[tile - from]);
 }
 
 // B::tokens < kTokens tokens with a strip of tiles.
@@ -184,7 +183,7 @@ static void some_tokens(const NmLinearArgs& a, int64_t token, int64_t from, int6
                       : token * a.token_step);
   for (int64_t tile = from; tile < to; ++tile) {
     tile_sums<P, B, T>(a, tile, 0, a.slots / P::per_word, x, sums);
-    finish_tile<T>(a, tile, token, B::tokens, sums);
+    finish_tile(a, tile, token, B::tokens, sums);
   }
 }
 
@@ -224,10 +223,14 @@ static void run(const NmLinearArgs& a, int64_t begin, int64_t end) {
 
 template <class P>
 static void run_dtype(const NmLinearArgs& a, int64_t begin, int64_t end) {
-  if (a.dtype == DType::bf16)
-    run<P, bf16>(a, begin, end);
-  else
-    run<P, float>(a, begin, end);
+  switch (a.dtype) {
+    case DType::f32:
+      return run<P, float>(a, begin, end);
+    case DType::bf16:
+      return run<P, bf16>(a, begin, end);
+    case DType::i8:
+      return run<P, int8_t>(a, begin, end);
+  }
 }
 
 void nm_linear(const NmLinearArgs& a, int64_t begin, int64_t end) {

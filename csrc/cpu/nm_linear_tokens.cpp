@@ -71,7 +71,6 @@ EVOPRUNE_INLINE void add_rows(const T* values, const int32_t* meta, const float*
 }
 
 // The sums of a tile, token by token, to y.
-template <typename T>
 void finish_tile(const NmLinearArgs& a, int64_t tile, int64_t token, const float* sums) {
   const int64_t row = tile * kNmTile, rows = a.rows - row < kNmTile ? a.rows - row : kNmTile;
   const int64_t tokens = a.tokens - token < kPanel ? a.tokens - token : kPanel;
@@ -80,7 +79,7 @@ void finish_tile(const NmLinearArgs& a, int64_t tile, int64_t token, const float
     for (int r = 0; r < kNmTile; r += 4)
       transpose4(sums + r * kPanel + t, kPanel, &by_token[0][r], kNmTile);
     for (int64_t i = 0; i < 4 && t + i < tokens; ++i)
-      finish(static_cast<T*>(a.y) + (token + t + i) * a.rows + row, by_token[i], a.epilogue, row,
+      finish(token_outputs(a.y, token + t + i, a.rows, a.epilogue), by_token[i], a.epilogue, row,
              rows);
   }
 }
@@ -106,7 +105,7 @@ void strip(const NmLinearArgs& a, int64_t panel, int64_t from, int64_t to) {
     }
   }
   for (int64_t tile = from; tile < to; ++tile)
-    finish_tile<T>(a, tile, panel * kPanel, sums[tile - from]);
+    finish_tile(a, tile, panel * kPanel, sums[tile - from]);
 }
 
 template <int n, typename T>
@@ -122,12 +121,22 @@ void run(const NmLinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
+template <int n>
+void run_dtype(const NmLinearArgs& a, int64_t begin, int64_t end) {
+  switch (a.dtype) {
+    case DType::f32:
+      return run<n, float>(a, begin, end);
+    case DType::bf16:
+      return run<n, bf16>(a, begin, end);
+    case DType::i8:
+      return run<n, int8_t>(a, begin, end);
+  }
+}
+
 }  // namespace
 
 void nm_linear_tokens(const NmLinearArgs& a, int64_t begin, int64_t end) {
-  const bool half = a.dtype == DType::bf16;
-  if (a.n == 2) return half ? run<2, bf16>(a, begin, end) : run<2, float>(a, begin, end);
-  return half ? run<1, bf16>(a, begin, end) : run<1, float>(a, begin, end);
+  a.n == 2 ? run_dtype<2>(a, begin, end) : run_dtype<1>(a, begin, end);
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

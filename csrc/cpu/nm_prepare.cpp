@@ -37,10 +37,17 @@ static void prepare_tile(const NmPrepareArgs& a, int64_t tile) {
 
 void nm_prepare(const NmPrepareArgs& a, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
-    if (a.dtype == DType::bf16)
-      prepare_tile<bf16>(a, tile);
-    else
-      prepare_tile<float>(a, tile);
+    switch (a.dtype) {
+      case DType::f32:
+        prepare_tile<float>(a, tile);
+        break;
+      case DType::bf16:
+        prepare_tile<bf16>(a, tile);
+        break;
+      case DType::i8:
+        prepare_tile<int8_t>(a, tile);
+        break;
+    }
   }
 }
 

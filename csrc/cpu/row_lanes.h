@@ -75,9 +75,8 @@ struct RowTile {
 };
 
 // Where the sums of a tile go.
-template <typename T>
 struct RowOutput {
-  T* y;            // the first token of the tile, row 0 of the weight
+  void* y;         // the first token of the tile, row 0 of the weight
   int64_t stride;  // between tokens
   TileRows rows;
   const Epilogue* epilogue;
@@ -85,15 +84,18 @@ struct RowOutput {
 
 template <typename T, int kTokens, bool kPrefetch>
 void rows_times_tokens(const Strip<T>& strip, const float* x, int64_t stride,
-                       const RowOutput<T>& out) {
+                       const RowOutput& out) {
   RowTile<T, kTokens, kPrefetch> tile;
   tile.run(strip, x, stride);
   const Epilogue& e = *out.epilogue;
-  if (e.activation == Activation::none && out.rows.count == kTile) {  // nothing but a bias
+  const bool plain = e.activation == Activation::none && e.y_dtype == DType::f32;
+  if (plain && out.rows.count == kTile) {  // nothing but scale and bias
     for (int v = 0; v < kRowVectors; ++v) {
-      const Vec bias = load_bias(e, out.rows.row + v * kLanes, kLanes);
-      T* y = out.y + out.rows.row + v * kLanes;
-      for (int t = 0; t < kTokens; ++t, y += out.stride) store(y, tile.total(t, v) + bias);
+      const int64_t row = out.rows.row + v * kLanes;
+      const Vec scale = load_scale(e, row, kLanes), bias = load_bias(e, row, kLanes);
+      float* y = static_cast<float*>(out.y) + row;
+      for (int t = 0; t < kTokens; ++t, y += out.stride)
+        store(y, fma(tile.total(t, v), scale, bias));
     }
     return;
   }
@@ -101,12 +103,12 @@ void rows_times_tokens(const Strip<T>& strip, const float* x, int64_t stride,
   for (int t = 0; t < kTokens; ++t)
     for (int v = 0; v < kRowVectors; ++v) store(sums[t] + v * kLanes, tile.total(t, v));
   for (int t = 0; t < kTokens; ++t)
-    finish(out.y + t * out.stride + out.rows.row, sums[t], e, out.rows.row, out.rows.count);
+    finish(token_outputs(out.y, t, out.stride, e), sums[t], e, out.rows.row, out.rows.count);
 }
 
 template <typename T, bool kPrefetch, int kTokens = kRowTokens>
 EVOPRUNE_INLINE void dispatch_rows(int tokens, const Strip<T>& strip, const float* x,
-                                   int64_t stride, const RowOutput<T>& out) {
+                                   int64_t stride, const RowOutput& out) {
   if constexpr (kTokens > 1) {
     if (tokens < kTokens)
       return dispatch_rows<T, kPrefetch, kTokens - 1>(tokens, strip, x, stride, out);
@@ -129,11 +131,11 @@ void rows_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
       const Strip<T> strip{static_cast<const T*>(a.values) + first * a.bk * kTile,
                            static_cast<const int32_t*>(a.columns) + first,
                            a.row_ptr[tile + 1] - first, a.bk};
-      RowOutput<T> out{nullptr, a.out_features, tile_rows(tile, a.out_features), &a.epilogue};
+      RowOutput out{nullptr, a.out_features, tile_rows(tile, a.out_features), &a.epilogue};
       int64_t t = g;
       for (int64_t i = 0; i < tiles; ++i) {  // tiles of equal size, give or take one
         const int tokens = static_cast<int>((last - t + tiles - i - 1) / (tiles - i));
-        out.y = static_cast<T*>(a.y) + t * a.out_features;
+        out.y = token_outputs(a.y, t, a.out_features, a.epilogue);
         const float* x = a.x + t * a.padded;
         if (few && i == 0)
           dispatch_rows<T, true>(tokens, strip, x, a.padded, out);

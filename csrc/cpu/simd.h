@@ -154,6 +154,22 @@ EVOPRUNE_INLINE void store(bf16* p, Vec v) {
 #endif
 }
 
+// ---- int8: a stored weight, exact as a float ----
+EVOPRUNE_INLINE float to_float(int8_t x) {
+  return static_cast<float>(x);
+}
+EVOPRUNE_INLINE Vec load(const int8_t* p) {
+#if EVOPRUNE_LEVEL == 2
+  return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif EVOPRUNE_LEVEL == 1
+  return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  Vec r;
+  for (int i = 0; i < kLanes; ++i) r[i] = static_cast<float>(p[i]);
+  return r;
+#endif
+}
+
 // ---- tails: the first n lanes (0 <= n <= kLanes); the others read as 0 and are not written ----
 template <typename T>
 EVOPRUNE_INLINE Vec load_first(const T* p, int64_t n) {

@@ -143,9 +143,8 @@ EVOPRUNE_INLINE int panel_vectors(int64_t left, int most) {
   return vectors < most ? static_cast<int>(vectors) : most;
 }
 
-template <typename T>
-void write_tile(const StripArgs& a, const TileRows& rows, const float* sums, int width,
-                int64_t token) {
+inline void write_tile(const StripArgs& a, const TileRows& rows, const float* sums, int width,
+                       int64_t token) {
   const int64_t left = a.tokens - token;
   const int64_t tokens = left < width ? left : width;
   float by_token[kLanes * kTile];
@@ -154,8 +153,8 @@ void write_tile(const StripArgs& a, const TileRows& rows, const float* sums, int
       for (int l = 0; l < kLanes; l += 4)
         transpose4(sums + r * width + t + l, width, by_token + l * kTile + r, kTile);
     for (int64_t l = 0; l < kLanes && t + l < tokens; ++l)
-      finish(static_cast<T*>(a.y) + (token + t + l) * a.out_features + rows.row,
-             by_token + l * kTile, a.epilogue, rows.row, rows.count);
+      finish(token_outputs(a.y, token + t + l, a.out_features, a.epilogue), by_token + l * kTile,
+             a.epilogue, rows.row, rows.count);
   }
 }
 
@@ -176,10 +175,10 @@ void tokens_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
                                     a.row_ptr + tile * (kTile / R), (rows.count + R - 1) / R, a.bk};
       if (a.tokens == 1) {
         one_token_tile<T, Index, R>(strips, a.x, sums);
-        finish(static_cast<T*>(a.y) + rows.row, sums, a.epilogue, rows.row, rows.count);
+        finish(a.y, sums, a.epilogue, rows.row, rows.count);
       } else {
         dispatch_tokens<T, Index, R, kMost>(vectors, strips, panel, sums);
-        write_tile<T>(a, rows, sums, vectors * kLanes, token);
+        write_tile(a, rows, sums, vectors * kLanes, token);
       }
     }
   }

@@ -25,12 +25,12 @@ void check_prepared(const Prepared& p, Shape shape, bool narrow) {
 
 Tensor bitmask_linear(Tensor x, Tensor values, Tensor bits, Tensor row_ptr,
                       std::optional<Tensor> bias, int64_t out_features, int64_t in_features,
-                      std::string activation, std::string layout) {
+                      std::string activation, std::string layout, std::optional<Tensor> scale) {
   const Shape shape{out_features, in_features};
   check_shape(shape);
-  check_dtype(values, x.scalar_type(), "values");
+  check_stored(values, scale, x);
   StripArgs args{};
-  args.epilogue = epilogue_of(bias, out_features, activation);
+  args.epilogue = epilogue_of(bias, scale, x, out_features, activation);
   args.strip = args.bk = 1;
   args.narrow = in_features <= kNarrow;
   Prepared weight{values, row_ptr, bits};

@@ -37,7 +37,7 @@ Prepared bitmask_prepare(const Tensor& values_in, const Tensor& bits_in, const T
   STD_TORCH_CHECK(values_in.dim() == 1, "expected values of 1 dimension, got ", values_in.dim());
   STD_TORCH_CHECK(bits_in.dim() == 2, "expected bits of 2 dimensions, got ", bits_in.dim());
   STD_TORCH_CHECK(in_features >= 0, "expected in_features >= 0, got ", in_features);
-  kernel_dtype(values_in, "values");
+  stored_dtype(values_in);
   check_dtype(bits_in, ScalarType::Byte, "bits");
   const int64_t rows = bits_in.size(0), count = values_in.size(0), bytes = ceil_div(in_features, 8);
   check_size(bits_in, 1, bytes, "bits.size(1)");

@@ -34,14 +34,15 @@ void check_prepared(const Prepared& p, Shape shape, int64_t bk, int64_t strip) {
 
 Tensor block_linear(Tensor x, Tensor values, Tensor row_ptr, Tensor col_idx,
                     std::optional<Tensor> bias, int64_t out_features, int64_t in_features,
-                    int64_t bn, int64_t bk, std::string activation, std::string layout) {
+                    int64_t bn, int64_t bk, std::string activation, std::string layout,
+                    std::optional<Tensor> scale) {
   const Shape shape{out_features, in_features};
   check_shape(shape);
   STD_TORCH_CHECK(bn >= 1 && bk >= 1 && bn <= INT32_MAX && bk <= INT32_MAX,
                   "expected bn >= 1 and bk >= 1, got ", bn, " and ", bk);
-  check_dtype(values, x.scalar_type(), "values");
+  check_stored(values, scale, x);
   StripArgs args{};
-  args.epilogue = epilogue_of(bias, out_features, activation);
+  args.epilogue = epilogue_of(bias, scale, x, out_features, activation);
   args.strip = static_cast<int>(std::gcd(bn, int64_t{16}));
   args.bk = static_cast<int>(bk);
   Prepared weight{values, row_ptr, col_idx};

@@ -44,7 +44,7 @@ Prepared block_prepare(const Tensor& values_in, const Tensor& row_ptr_in, const 
   check_shape(shape);
   STD_TORCH_CHECK(values_in.dim() == 3 && values_in.size(1) > 0 && values_in.size(2) > 0,
                   "expected values [nnz, bn, bk], got ", values_in.dim(), " dimensions");
-  kernel_dtype(values_in, "values");
+  stored_dtype(values_in);
   const Tensor values = torch::stable::contiguous(values_in);
   const Tensor row_ptr = torch::stable::contiguous(row_ptr_in);
   const Tensor col_idx = torch::stable::contiguous(col_idx_in);
@@ -78,8 +78,10 @@ Prepared block_prepare(const Tensor& values_in, const Tensor& row_ptr_in, const 
       first[to[s] + e] = static_cast<int32_t>(columns[from[s / of_block] + e] * bk);
   if (values.scalar_type() == ScalarType::Float)
     copy_entries<float>(values, out_values, from, to, strips, copy);
-  else
+  else if (values.scalar_type() == ScalarType::BFloat16)
     copy_entries<uint16_t>(values, out_values, from, to, strips, copy);
+  else
+    copy_entries<uint8_t>(values, out_values, from, to, strips, copy);
   return {out_values, out_ptr, out_columns};
 }
 

@@ -35,6 +35,10 @@ inline DType kernel_dtype(const Tensor& t, const char* what) {
                   torch::headeronly::toString(t.scalar_type()), ", expected Float or BFloat16");
   return DType::bf16;
 }
+// The dtype of a weight's stored values: those of kernel_dtype, or int8.
+inline DType stored_dtype(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Char ? DType::i8 : kernel_dtype(t, "values");
+}
 // Runs kernel(args, begin, end) over `units` independent work units, in chunks of at least `grain`.
 template <typename Args>
 void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t units,

@@ -20,10 +20,31 @@ inline bool is_prepared(const std::string& layout) {
   return layout == "cpu";
 }
 
-// The epilogue; `bias` is made contiguous in place, so that the pointer lives as long as it does.
-inline Epilogue epilogue_of(std::optional<Tensor>& bias, int64_t out_features,
-                            const std::string& activation) {
-  Epilogue e{nullptr, DType::f32, activation_of(activation)};
+// What may be stored for x of its dtype: the same, int8 with a scale, or bfloat16 for float32.
+inline void check_stored(const Tensor& values, const std::optional<Tensor>& scale,
+                         const Tensor& x) {
+  const ScalarType stored = values.scalar_type();
+  const bool narrower = stored == ScalarType::BFloat16 && x.scalar_type() == ScalarType::Float;
+  STD_TORCH_CHECK(stored == ScalarType::Char || narrower || stored == x.scalar_type(),
+                  "values has dtype ", torch::headeronly::toString(stored), ", x has ",
+                  torch::headeronly::toString(x.scalar_type()));
+  STD_TORCH_CHECK(scale.has_value() == (stored == ScalarType::Char),
+                  "expected a scale for values of int8 and for no others, got values of ",
+                  torch::headeronly::toString(stored));
+}
+
+// The epilogue; bias and scale are made contiguous in place, so that the pointers live as long as
+// they do.
+inline Epilogue epilogue_of(std::optional<Tensor>& bias, std::optional<Tensor>& scale,
+                            const Tensor& x, int64_t out_features, const std::string& activation) {
+  Epilogue e{nullptr, DType::f32, activation_of(activation), nullptr, kernel_dtype(x, "x")};
+  if (scale.has_value()) {
+    STD_TORCH_CHECK(scale->dim() == 1 && scale->size(0) == out_features, "expected scale of ",
+                    out_features, " entries, got ", scale->dim() == 1 ? scale->size(0) : -1);
+    check_dtype(*scale, ScalarType::Float, "scale");
+    if (!scale->is_contiguous()) scale = torch::stable::contiguous(*scale);
+    e.scale = static_cast<const float*>(scale->const_data_ptr());
+  }
   if (!bias.has_value()) return e;
   STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == out_features, "expected bias of ",
                   out_features, " entries, got ", bias->dim() == 1 ? bias->size(0) : -1);

@@ -37,7 +37,8 @@ void many_tokens(const Tensor& x, NmLinearArgs args, int64_t tokens, const Tenso
   Tensor packed = torch::stable::new_empty(x, {sizes, 3}, ScalarType::Float);
   float* out = static_cast<float*>(packed.mutable_data_ptr());
   const int vectors = kNmTokenPanel / kernels().lanes;
-  const PanelArgs pack{x.const_data_ptr(), out, tokens, columns, padded, vectors, args.dtype};
+  const PanelArgs pack{x.const_data_ptr(),   out, tokens, columns, padded, vectors,
+                       args.epilogue.y_dtype};
   run(kernels().pack_panels, pack, panels, 1);
   args.x = out;
   args.panels = true;
@@ -51,20 +52,20 @@ void few_tokens(const Tensor& x, NmLinearArgs args, int64_t first, int64_t token
                 const Tensor& y) {
   const int64_t columns = x.size(x.dim() - 1);
   const void* from =
-      token_of(static_cast<const char*>(x.const_data_ptr()), args.dtype, first, columns);
+      token_of(static_cast<const char*>(x.const_data_ptr()), args.epilogue.y_dtype, first, columns);
   const int64_t last_group = args.slots == 0 ? 0 : (args.slots - 1) / args.n * args.m;
   const int64_t readable = args.slots == 0 ? 0 : last_group + nm_window(args.m);
   // panels for the patterns whose kernel reads them; copied rows where padding is needed
   const int panel = args.m == 4 && args.n <= 2 && tokens >= kNmPanel ? kNmPanel : 1;
   const int64_t stride = (std::max(readable, columns) + 3) / 4 * 4;
-  const bool as_it_is = panel == 1 && args.dtype == DType::f32 && readable <= columns;
+  const bool as_it_is = panel == 1 && args.epilogue.y_dtype == DType::f32 && readable <= columns;
   const int64_t panels = (tokens + panel - 1) / panel;
   const int64_t sizes[] = {as_it_is ? 0 : panels * panel * stride};
   Tensor packed = x;
   if (!as_it_is) {
     packed = torch::stable::new_empty(x, {sizes, 1}, ScalarType::Float);
     float* out = static_cast<float*>(packed.mutable_data_ptr());
-    const PackRowsArgs pack{from, args.dtype, tokens, columns, out, stride, panel};
+    const PackRowsArgs pack{from, args.epilogue.y_dtype, tokens, columns, out, stride, panel};
     run(kernels().pack_rows, pack, panels, 1 + 32768 / (panel * stride + 1));
     from = out;
   }
@@ -75,7 +76,8 @@ void few_tokens(const Tensor& x, NmLinearArgs args, int64_t first, int64_t token
   args.token_step = args.panels ? 4 : args.x_stride;
   args.group_step = args.panels ? 4 * kNmPanel : args.m;
   args.block_tokens = std::min<int64_t>(tokens, 512);
-  args.y = token_of(static_cast<char*>(y.mutable_data_ptr()), args.dtype, first, args.rows);
+  args.y =
+      token_of(static_cast<char*>(y.mutable_data_ptr()), args.epilogue.y_dtype, first, args.rows);
   const int64_t blocks = (tokens + args.block_tokens - 1) / args.block_tokens;
   const int64_t work = std::max<int64_t>(1, args.slots * args.block_tokens);  // of a unit
   run(kernels().nm_linear, args, blocks * tiles_of(args), std::max<int64_t>(1, 16384 / work));
@@ -85,13 +87,13 @@ void few_tokens(const Tensor& x, NmLinearArgs args, int64_t first, int64_t token
 
 Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bias,
                  int64_t out_features, int64_t in_features, int64_t n64, int64_t m64,
-                 std::string activation, std::string layout) {
+                 std::string activation, std::string layout, std::optional<Tensor> scale) {
   check_nm(n64, m64);
   STD_TORCH_CHECK(out_features >= 0 && in_features >= 0, "expected sizes of 0 or more, got ",
                   out_features, " and ", in_features);
   const int n = static_cast<int>(n64), m = static_cast<int>(m64);
-  check_dtype(values, x.scalar_type(), "values");
-  const Epilogue epilogue = epilogue_of(bias, out_features, activation);
+  check_stored(values, scale, x);
+  const Epilogue epilogue = epilogue_of(bias, scale, x, out_features, activation);
   if (!is_prepared(layout)) {
     check_matrix(values, out_features, nm_kept(in_features, n, m), "values");
     std::tie(values, meta) = nm_prepare(values, meta, n, m, in_features);
@@ -109,7 +111,7 @@ Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bia
   NmLinearArgs args{};
   args.values = values.const_data_ptr();
   args.meta = static_cast<const int32_t*>(meta.const_data_ptr());
-  args.dtype = kernel_dtype(x, "x");
+  args.dtype = stored_dtype(values);
   args.rows = out_features;
   args.slots = slots;
   args.n = n;

@@ -12,7 +12,7 @@ std::pair<Tensor, Tensor> nm_prepare(Tensor values, Tensor meta, int64_t n64, in
   const int n = static_cast<int>(n64), m = static_cast<int>(m64);
   const int64_t rows = values.size(0), slots = nm_slots(in_features, n, m);
   const int64_t tiles = (rows + kNmTile - 1) / kNmTile, words = nm_words(in_features, n, m);
-  const DType dtype = kernel_dtype(values, "values");
+  const DType dtype = stored_dtype(values);
   check_matrix(values, rows, nm_kept(in_features, n, m), "values");
   check_matrix(meta, rows, nm_meta_bytes(in_features, n, m), "meta");
   check_dtype(meta, ScalarType::Byte, "meta");

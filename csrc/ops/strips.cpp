@@ -18,15 +18,16 @@ struct Panels {
 Panels panels_of(const Tensor& x, const StripArgs& a, int64_t in_features) {
   const Tensor dense = x.is_contiguous() ? x : torch::stable::contiguous(x);
   const bool rows = a.strip == 16 || a.tokens == 1;
-  if (rows && a.dtype == DType::f32 && a.padded == in_features)
+  if (rows && a.epilogue.y_dtype == DType::f32 && a.padded == in_features)
     return {dense, data_of<float>(dense)};
   const int64_t step = rows ? 1 : int64_t{a.panel_vectors} * kernels().lanes;
   const int64_t count = ceil_div(a.tokens, step);
   const int64_t size[] = {count * step * a.padded};
   Tensor panels = torch::stable::new_empty(dense, {size, 1}, ScalarType::Float);
   float* out = static_cast<float*>(panels.mutable_data_ptr());
-  const PanelArgs args{dense.const_data_ptr(),     out,    a.tokens, in_features, a.padded,
-                       rows ? 0 : a.panel_vectors, a.dtype};
+  const PanelArgs args{
+      dense.const_data_ptr(), out, a.tokens, in_features, a.padded, rows ? 0 : a.panel_vectors,
+      a.epilogue.y_dtype};
   const int64_t work = std::max<int64_t>(1, step * a.padded);
   run(kernels().pack_panels, args, count, std::max<int64_t>(1, kGrainWork / work));
   return {panels, out};
@@ -39,7 +40,7 @@ Tensor strip_linear(const Tensor& x, const Prepared& weight, Shape shape, StripA
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == shape.in_features,
                   "expected x with in_features = ", shape.in_features, ", got ",
                   x.dim() >= 1 ? x.size(x.dim() - 1) : -1);
-  a.dtype = kernel_dtype(x, "x");
+  a.dtype = stored_dtype(weight.values);
   a.tokens = count_tokens(x);
   a.out_features = shape.out_features;
   a.padded = ceil_div(shape.in_features, a.bk) * a.bk;

@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ MAX_GROUP = 32
 MAX_BLOCK = 256
 #: dtypes a packed weight may store; the native kernels take the first two
 VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: the largest stored number of a quantised weight; symmetric, so that -128 never occurs
+LARGEST_INT8 = 127
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,15 @@ class PackedWeight(ABC):
     FORMAT: ClassVar[str]
     #: the patterns this format stores
     PATTERN: ClassVar[type[Pattern]]
-    #: names of the tensors, in the order in which the ops take them
+    #: names of the tensors, in the order in which the ops take them; a quantised weight also has ``scale``
     TENSORS: ClassVar[tuple[str, ...]]
 
     #: [N, values' own shape]: the kept weights
     values: Tensor
     #: (N, K) of the dense weight
     shape: tuple[int, int]
+    #: float32 [N], or None: a row is ``scale * values`` where values are int8
+    scale: Tensor | None
 
     @classmethod
     @abstractmethod
@@ -163,9 +167,56 @@ class PackedWeight(ABC):
     ) -> PackedWeight:
         """The inverse of ``tensors`` and ``attributes``; validated."""
 
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """The row of every stored value: int64, of a shape that broadcasts to that of ``values``."""
+
     def tensors(self) -> dict[str, Tensor]:
         """The canonical tensors by name."""
-        return {name: getattr(self, name) for name in self.TENSORS}
+        found = {name: getattr(self, name) for name in self.TENSORS}
+        return found if self.scale is None else found | {"scale": self.scale}
+
+    def quantize(self) -> Self:
+        """The same weight stored as int8 with one scale a row.
+
+        ``values_q = round(values / scale[row])``, ``scale[row] = max |values of the row| / 127``
+
+        Returns:
+            a packed weight with ``values`` int8 in [-127, 127] and ``scale`` float32 [N]; ``unpack()`` is float32.
+
+        Raises:
+            ValueError: if it is quantised already, or holds NaN or an infinity.
+
+        Notes:
+            Rounds half to even; the error of a weight is at most half its row's scale. A row of zeros has scale 0.
+
+        Example:
+            >>> import torch
+            >>> from evoprune_kernels import formats
+            >>> packed = formats.pack(torch.tensor([[0.0, 1.27, 0.0, -0.01]]), "2:4").quantize()
+            >>> packed.values.tolist(), round(packed.scale.item(), 6)
+            ([[127, -1]], 0.01)
+        """
+        check(self.scale is None, "the weight is quantised already")
+        check(bool(self.values.isfinite().all()), "a weight with NaN or infinity has no int8 form")
+        rows = self.rows().expand(self.values.shape)
+        count = max(
+            self.shape[0], int(rows.max()) + 1 if rows.numel() else 0
+        )  # padding below the edge
+        values = self.values.float()
+        largest = values.new_zeros(count)
+        largest.scatter_reduce_(0, rows.flatten(), values.abs().flatten(), "amax")
+        scale = largest / LARGEST_INT8
+        steps = torch.where(scale > 0, scale, torch.ones_like(scale))[rows]
+        stored = (values / steps).round().clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8)
+        return dataclasses.replace(self, values=stored, scale=scale[: self.shape[0]].contiguous())  # type: ignore[type-var]
+
+    def float_values(self) -> Tensor:
+        """``values``, times their row's scale where the weight is quantised."""
+        if self.scale is None:
+            return self.values
+        rows = self.rows().clamp(max=max(0, self.shape[0] - 1))  # padding below the edge is 0
+        return self.values * self.scale[rows]
 
     def attributes(self) -> dict[str, str]:
         """What is needed beside the tensors to rebuild: format, pattern and dense shape, as text."""
@@ -176,8 +227,12 @@ class PackedWeight(ABC):
         }
 
     def to(self, *args: Any, **kwargs: Any) -> PackedWeight:
-        """``Tensor.to`` on every tensor; a dtype applies to the values only."""
+        """``Tensor.to`` on every tensor; a dtype applies to the values only, and not to int8 ones (``TypeError``)."""
         moved = {name: tensor.to(*args, **kwargs) for name, tensor in self.tensors().items()}
+        if self.scale is not None and moved["values"].dtype != self.dtype:
+            raise TypeError(
+                f"a quantised weight stays int8, got {moved['values'].dtype}; unpack() it first"
+            )
         for name, tensor in self.tensors().items():
             if name != "values":
                 moved[name] = tensor.to(moved["values"].device)
@@ -209,12 +264,34 @@ def parse_attributes(
 
 def require_tensors(cls: type[PackedWeight], tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """The format's tensors in order; ``ValueError`` names those that are missing or too many."""
-    missing, extra = set(cls.TENSORS) - set(tensors), set(tensors) - set(cls.TENSORS)
+    missing, extra = set(cls.TENSORS) - set(tensors), set(tensors) - {*cls.TENSORS, "scale"}
     if missing or extra:
         raise ValueError(
             f"format {cls.FORMAT!r} has the tensors {cls.TENSORS}: missing {sorted(missing)}, unknown {sorted(extra)}"
         )
     return [tensors[name] for name in cls.TENSORS]
+
+
+def check_values(packed: PackedWeight) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless ``values`` are floating point, or int8 with a scale of each row."""
+    if packed.scale is None:
+        check_dtype(packed.values, VALUE_DTYPES, "values")
+        return
+    check_dtype(packed.values, (torch.int8,), "values beside a scale")
+    check_dtype(packed.scale, (torch.float32,), "scale")
+    check_dim(packed.scale, 1, "scale")
+    check_shape(packed.scale, (packed.shape[0],), "scale")
+    bad = (~(packed.scale.isfinite() & (packed.scale >= 0))).nonzero()
+    if bad.numel():
+        at = int(bad[0])
+        raise ValueError(
+            f"scale[{at}]: expected a finite number of 0 or more, got {float(packed.scale[at])}"
+        )
+    check(
+        packed.scale.device == packed.values.device,
+        f"scale on {packed.scale.device}, values on {packed.values.device}",
+    )
+    check(not bool((packed.values == -128).any()), "values hold -128, expected -127 to 127")
 
 
 def kept_mask(weight: Tensor, mask: Tensor | None) -> Tensor:

@@ -23,15 +23,15 @@ from torch.nn.functional import pad
 
 from evoprune_kernels._check import check, check_dim, check_dtype, check_shape
 from evoprune_kernels.formats.base import (
-    VALUE_DTYPES,
     PackedWeight,
     Pattern,
     Unstructured,
+    check_values,
     kept_mask,
     parse_attributes,
     require_tensors,
 )
-from evoprune_kernels.formats.block import MAX_COUNT, check_row_pointers, row_pointers
+from evoprune_kernels.formats.block import MAX_COUNT, check_row_pointers, row_pointers, rows_of
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -68,6 +68,7 @@ class BitmaskWeight(PackedWeight):
         bits: uint8 [N, ceil(K/8)], bit k of a row says whether weight k is kept, low bits first.
         row_ptr: int32 [N + 1], where each row's values start.
         shape: (N, K).
+        scale: float32 [N] where values are int8, see ``quantize``.
 
     Example:
         >>> import torch
@@ -85,6 +86,7 @@ class BitmaskWeight(PackedWeight):
     bits: Tensor
     row_ptr: Tensor
     shape: tuple[int, int]
+    scale: Tensor | None = None
 
     @classmethod
     def pack(cls, weight: Tensor, *arguments: Any, mask: Tensor | None = None) -> BitmaskWeight:
@@ -104,7 +106,7 @@ class BitmaskWeight(PackedWeight):
         """The inverse of ``tensors()`` and ``attributes()``; validated."""
         values, bits, row_ptr = require_tensors(cls, tensors)
         _, shape = parse_attributes(cls, attributes)
-        packed = cls(values, bits, row_ptr, shape)
+        packed = cls(values, bits, row_ptr, shape, tensors.get("scale"))
         packed.validate()
         return packed
 
@@ -113,16 +115,20 @@ class BitmaskWeight(PackedWeight):
         """The pattern."""
         return Unstructured()
 
+    def rows(self) -> Tensor:
+        """The row of every stored value."""
+        return rows_of(self.row_ptr, self.values.numel())
+
     def unpack(self) -> Tensor:
         """The dense weight [N, K]."""
-        return unpack_bitmask(self.values, self.bits, self.shape[1])
+        return unpack_bitmask(self.float_values(), self.bits, self.shape[1])
 
     def validate(self) -> None:
         """Raise ``ValueError`` or ``TypeError`` unless shapes, dtypes, bits and counts are canonical."""
         rows, columns = self.shape
         check(rows >= 0 and columns >= 0, f"expected a shape of two sizes, got {self.shape}")
         check_dim(self.values, 1, "values")
-        check_dtype(self.values, VALUE_DTYPES, "values")
+        check_values(self)
         count = self.values.numel()
         check(count <= MAX_COUNT, f"expected at most {MAX_COUNT} values, got {count}")
         devices = {str(t.device) for t in self.tensors().values()}

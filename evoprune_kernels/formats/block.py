@@ -29,10 +29,10 @@ from torch.nn.functional import pad
 
 from evoprune_kernels._check import check, check_dim, check_dtype, check_shape
 from evoprune_kernels.formats.base import (
-    VALUE_DTYPES,
     Block,
     PackedWeight,
     Pattern,
+    check_values,
     kept_mask,
     parse_attributes,
     require_tensors,
@@ -112,6 +112,7 @@ class BlockWeight(PackedWeight):
         row_ptr: int32 [ceil(N/bn) + 1], where each row of blocks starts.
         col_idx: int32 [nnz], the block column of every block.
         shape: (N, K).
+        scale: float32 [N] where values are int8, see ``quantize``.
 
     Example:
         >>> import torch
@@ -129,6 +130,7 @@ class BlockWeight(PackedWeight):
     row_ptr: Tensor
     col_idx: Tensor
     shape: tuple[int, int]
+    scale: Tensor | None = None
 
     @classmethod
     def pack(cls, weight: Tensor, *arguments: Any, mask: Tensor | None = None) -> BlockWeight:
@@ -150,7 +152,7 @@ class BlockWeight(PackedWeight):
         pattern, shape = parse_attributes(cls, attributes)
         edges = tuple(values.shape[1:])
         check(edges == pattern.arguments(), f"pattern {str(pattern)!r}, but blocks of {edges}")
-        packed = cls(values, row_ptr, col_idx, shape)
+        packed = cls(values, row_ptr, col_idx, shape, tensors.get("scale"))
         packed.validate()
         return packed
 
@@ -159,14 +161,20 @@ class BlockWeight(PackedWeight):
         """The pattern."""
         return Block(self.values.shape[1], self.values.shape[2])
 
+    def rows(self) -> Tensor:
+        """The row of every stored value."""
+        count, bn, _ = self.values.shape
+        lanes = torch.arange(bn, device=self.values.device)
+        return (rows_of(self.row_ptr, count)[:, None] * bn + lanes)[:, :, None]
+
     def unpack(self) -> Tensor:
         """The dense weight [N, K]."""
-        return unpack_block(self.values, self.row_ptr, self.col_idx, *self.shape)
+        return unpack_block(self.float_values(), self.row_ptr, self.col_idx, *self.shape)
 
     def validate(self) -> None:
         """Raise ``ValueError`` or ``TypeError`` unless shapes, dtypes, indices and padding are canonical."""
         check_dim(self.values, 3, "values")
-        check_dtype(self.values, VALUE_DTYPES, "values")
+        check_values(self)
         count = self.values.shape[0]
         bn, bk = self.pattern.arguments()
         rows, columns = self.shape

@@ -3,6 +3,7 @@
 A weight ``h.0.fc`` of pattern 2:4 and a dense bias, as they stand in the file::
 
     tensors    h.0.fc.values  F32 [N, G*n]      h.0.fc.meta  U8 [N, ...]      h.0.bias  F32 [N]
+               (quantised: values I8, and h.0.fc.scale F32 [N])
     metadata   evoprune.version  "1"
                evoprune.packed   {"h.0.fc": {"format": "nm", "pattern": "2:4", "shape": "3072x768"}}
                ...               what the caller gave
@@ -103,7 +104,8 @@ def load(path: str | os.PathLike[str]) -> dict[str, PackedWeight | Tensor]:
         if format_ is None:
             got = attributes.get("format")
             raise ValueError(f"{where}: expected a format of {sorted(_BY_NAME)}, got {got!r}")
-        own = {f: tensors.pop(k) for f in format_.TENSORS if (k := f"{name}.{f}") in tensors}
+        fields = (*format_.TENSORS, "scale")
+        own = {f: tensors.pop(k) for f in fields if (k := f"{name}.{f}") in tensors}
         try:
             weight = format_.from_tensors(own, attributes)
         except (ValueError, TypeError, RuntimeError, IndexError, OverflowError) as error:

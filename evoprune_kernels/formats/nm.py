@@ -31,9 +31,9 @@ from torch.nn.functional import pad
 from evoprune_kernels._check import check, check_dim, check_dtype, check_shape
 from evoprune_kernels.formats.base import (
     NM,
-    VALUE_DTYPES,
     PackedWeight,
     Pattern,
+    check_values,
     kept_mask,
     parse_attributes,
     require_tensors,
@@ -110,6 +110,7 @@ class NMWeight(PackedWeight):
         meta: uint8 [N, ceil(G*n*b/8)], their indices in the group, b bits each.
         n, m: the pattern.
         shape: (N, K).
+        scale: float32 [N] where values are int8, see ``quantize``.
 
     Example:
         >>> import torch
@@ -128,6 +129,7 @@ class NMWeight(PackedWeight):
     n: int
     m: int
     shape: tuple[int, int]
+    scale: Tensor | None = None
 
     @classmethod
     def pack(cls, weight: Tensor, *arguments: Any, mask: Tensor | None = None) -> NMWeight:
@@ -146,7 +148,7 @@ class NMWeight(PackedWeight):
         values, meta = require_tensors(cls, tensors)
         pattern, shape = parse_attributes(cls, attributes)
         n, m = pattern.arguments()
-        packed = cls(values, meta, n, m, shape)
+        packed = cls(values, meta, n, m, shape, tensors.get("scale"))
         packed.validate()
         return packed
 
@@ -155,9 +157,13 @@ class NMWeight(PackedWeight):
         """The pattern."""
         return NM(self.n, self.m)
 
+    def rows(self) -> Tensor:
+        """The row of every stored value."""
+        return torch.arange(self.values.shape[0], device=self.values.device)[:, None]
+
     def unpack(self) -> Tensor:
         """The dense weight [N, K]."""
-        return unpack_nm(self.values, self.meta, self.n, self.m, self.shape[1])
+        return unpack_nm(self.float_values(), self.meta, self.n, self.m, self.shape[1])
 
     def validate(self) -> None:
         """Raise ``ValueError`` or ``TypeError`` unless shapes, dtypes, indices and spare bits are canonical."""
@@ -165,9 +171,9 @@ class NMWeight(PackedWeight):
         rows, columns = self.shape
         check(rows >= 0 and columns >= 0, f"expected a shape of two sizes, got {self.shape}")
         kept, meta_bytes = packed_sizes(n, m, columns)
-        for name, tensor in self.tensors().items():
-            check_dim(tensor, 2, name)
-        check_dtype(self.values, VALUE_DTYPES, "values")
+        for name in self.TENSORS:
+            check_dim(getattr(self, name), 2, name)
+        check_values(self)
         check_dtype(self.meta, (torch.uint8,), "meta")
         check_shape(self.values, (rows, kept), "values")
         check_shape(self.meta, (rows, meta_bytes), "meta")

@@ -21,6 +21,8 @@ ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 LAYOUTS = ("canonical", "cpu")
 #: dtypes of x and values that the native kernels take
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+#: stored narrower than x: dtype of the values -> dtypes of x; any other is its own
+_DTYPES_OF_X = {torch.bfloat16: (torch.bfloat16, torch.float32), torch.int8: KERNEL_DTYPES}
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
@@ -38,11 +40,19 @@ def activate(z: Tensor, activation: str) -> Tensor:
     raise ValueError(f"expected activation in {ACTIVATIONS}, got {activation!r}")
 
 
-def linear_dense(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+def scaled(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """A dense weight [N, K] of stored values in ``dtype``, its rows times ``scale`` where there is one."""
+    return weight.to(dtype) if scale is None else (weight * scale[:, None]).to(dtype)
+
+
+def linear_dense(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, scale: Tensor | None = None
+) -> Tensor:
     """``act(x weight^T + bias)`` with bias and activation in float32 or better; the result in the dtype of x."""
     wide = torch.promote_types(x.dtype, torch.float32)
     bias = None if bias is None else bias.to(wide)
-    return activate(F.linear(x.to(wide), weight.to(wide), bias), activation).to(x.dtype)
+    product = F.linear(x.to(wide), scaled(weight, scale, wide), bias)
+    return activate(product, activation).to(x.dtype)
 
 
 def grad_of_preactivation(
@@ -80,12 +90,22 @@ def check_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None, activatio
         x.shape[-1] == in_features,
         f"expected x of shape [..., {in_features}], got {tuple(x.shape)}",
     )
-    check_dtype(x, (packed.dtype,), "x")
+    check_dtype(x, _DTYPES_OF_X.get(packed.dtype, (packed.dtype,)), "x")
+    check(
+        (packed.scale is None) == (packed.dtype != torch.int8),
+        f"expected a scale for values of int8 and for no others, got values of {packed.dtype}",
+    )
     check(x.device == packed.values.device, f"x on {x.device}, values on {packed.values.device}")
     if bias is not None:
         check_shape(bias, (out_features,), "bias")
         check_dtype(bias, dict.fromkeys((torch.float32, torch.bfloat16, x.dtype)), "bias")
         check(bias.device == x.device, f"bias on {bias.device}, x on {x.device}")
+
+
+def refuse_grad_of_scale(name: str, needs_grad: bool) -> None:
+    """A quantised weight is for inference: raise ``RuntimeError`` if a gradient of its scale is asked for."""
+    if needs_grad:
+        raise RuntimeError(f"{name}: scale has no gradient; a quantised weight is for inference")
 
 
 def check_layout(layout: str) -> None:

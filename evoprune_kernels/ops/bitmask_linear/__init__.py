@@ -12,6 +12,8 @@ from evoprune_kernels.ops._linear import (
     grad_of_bias,
     grad_of_preactivation,
     needs_preactivation,
+    refuse_grad_of_scale,
+    scaled,
 )
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.bitmask_linear.reference import bitmask_linear_reference, dense_weight
@@ -28,12 +30,16 @@ def _fake(
     in_features: int,
     activation: str,
     layout: str,
+    scale: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, bits, row_ptr, bias, *ctx.numbers = inputs
+    x, values, bits, row_ptr, bias, *ctx.numbers, scale = inputs
+    refuse_grad_of_scale(
+        "bitmask_linear", scale is not None and ctx.needs_input_grad[len(inputs) - 1]
+    )
     activation, layout = ctx.numbers[2:]
     if layout == "cpu" and ctx.needs_input_grad[1]:
         raise RuntimeError(
@@ -46,34 +52,36 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         bits,
         row_ptr,
         bias,
+        scale,
         output if activation == "relu" else None,
     )
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, bits, row_ptr, bias, output = ctx.saved_tensors
+    x, values, bits, row_ptr, bias, scale, output = ctx.saved_tensors
     out_features, in_features, activation, layout = ctx.numbers
     packed = (values, bits, row_ptr)
 
     def preactivation() -> Tensor:
-        return OP(x, *packed, bias, out_features, in_features, "none", layout)
+        return OP(x, *packed, bias, out_features, in_features, "none", layout, scale)
 
     grad = grad_of_preactivation(grad, activation, output, preactivation)
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = grad @ dense_weight(*packed, in_features, layout)
+        weight = dense_weight(*packed, in_features, layout)
+        grad_x = grad @ scaled(weight, scale, grad.dtype)
     if ctx.needs_input_grad[1]:
         grad_weight = grad.reshape(-1, out_features).t() @ x.reshape(-1, in_features)
         kept = kept_positions(bits, in_features, values.shape[0])
-        grad_values = grad_weight.reshape(-1)[kept]
+        grad_values = grad_weight.reshape(-1)[kept].to(values.dtype)
     if bias is not None and ctx.needs_input_grad[4]:
         grad_bias = grad_of_bias(grad, bias)
-    return grad_x, grad_values, None, None, grad_bias, *[None] * 4
+    return grad_x, grad_values, None, None, grad_bias, *[None] * 5
 
 
 OP = define(
     "bitmask_linear(Tensor x, Tensor values, Tensor bits, Tensor row_ptr, Tensor? bias, int out_features, "
-    "int in_features, str activation, str layout) -> Tensor",
+    "int in_features, str activation, str layout, Tensor? scale=None) -> Tensor",
     reference=bitmask_linear_reference,
     fake=_fake,
     setup_context=_setup,
@@ -94,7 +102,8 @@ def bitmask_linear(
     ``y = act(x W^T + b)``, ``W = packed.unpack()``
 
     Args:
-        x: [..., K], the dtype of ``packed.values``; float32 or bfloat16 for the C++ kernels.
+        x: [..., K], float32 or bfloat16 for the C++ kernels; the dtype of ``packed.values``, or float32 for
+            bfloat16 values, or either for int8 ones.
         packed: the weight [N, K].
         bias: [N], float32 or bfloat16, or None.
         activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
@@ -122,7 +131,7 @@ def bitmask_linear(
     """
     packed.validate()
     check_linear(x, packed, bias, activation)
-    numbers = (*packed.shape, activation, "canonical")
+    numbers = (*packed.shape, activation, "canonical", packed.scale)
     return OP(x, packed.values, packed.bits, packed.row_ptr, bias, *numbers, impl=impl)
 
 

@@ -29,7 +29,8 @@ def bitmask_linear_reference(
     in_features: int,
     activation: str,
     layout: str,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """``act(x W^T + bias)``; see ``bitmask_linear``."""
     weight = dense_weight(values, bits, row_ptr, in_features, layout)
-    return linear_dense(x, weight, bias, activation)
+    return linear_dense(x, weight, bias, activation, scale)

@@ -140,4 +140,4 @@ def bitmask_unpack(packed: BitmaskWeight, *, impl: str | None = None) -> Tensor:
         tensor([[0., 0., 5., 6.]])
     """
     packed.validate()
-    return UNPACK(packed.values, packed.bits, packed.row_ptr, packed.shape[1], impl=impl)
+    return UNPACK(packed.float_values(), packed.bits, packed.row_ptr, packed.shape[1], impl=impl)

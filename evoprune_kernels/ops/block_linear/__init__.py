@@ -14,6 +14,8 @@ from evoprune_kernels.ops._linear import (
     grad_of_bias,
     grad_of_preactivation,
     needs_preactivation,
+    refuse_grad_of_scale,
+    scaled,
 )
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.block_linear.reference import block_linear_reference, dense_weight
@@ -42,12 +44,16 @@ def _fake(
     bk: int,
     activation: str,
     layout: str,
+    scale: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, row_ptr, col_idx, bias, *ctx.numbers = inputs
+    x, values, row_ptr, col_idx, bias, *ctx.numbers, scale = inputs
+    refuse_grad_of_scale(
+        "block_linear", scale is not None and ctx.needs_input_grad[len(inputs) - 1]
+    )
     activation, layout = ctx.numbers[4:]
     if layout == "cpu" and ctx.needs_input_grad[1]:
         raise RuntimeError(
@@ -60,24 +66,26 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         row_ptr,
         col_idx,
         bias,
+        scale,
         output if activation == "relu" else None,
     )
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, row_ptr, col_idx, bias, output = ctx.saved_tensors
+    x, values, row_ptr, col_idx, bias, scale, output = ctx.saved_tensors
     out_features, in_features, bn, bk, activation, layout = ctx.numbers
     packed = (values, row_ptr, col_idx)
 
     def preactivation() -> Tensor:
-        return OP(x, *packed, bias, out_features, in_features, bn, bk, "none", layout)
+        return OP(x, *packed, bias, out_features, in_features, bn, bk, "none", layout, scale)
 
     grad = grad_of_preactivation(grad, activation, output, preactivation)
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
-        if layout == "cpu":
+        if layout == "cpu" or scale is not None:
             shape = (out_features, in_features)
-            grad_x = grad @ dense_weight(*packed, shape, (bn, bk), layout)
+            weight = dense_weight(*packed, shape, (bn, bk), layout)
+            grad_x = grad @ scaled(weight, scale, grad.dtype)
         else:
             transposed = transpose_blocks(*packed, -(-in_features // bk))
             numbers = (in_features, out_features, bk, bn, "none", "canonical")
@@ -85,15 +93,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.needs_input_grad[1]:
         grad_weight = grad.reshape(-1, out_features).t() @ x.reshape(-1, in_features)
         where = rows_of(row_ptr, col_idx.shape[0]), col_idx.long()
-        grad_values = blocks_of(grad_weight, bn, bk)[where]
+        grad_values = blocks_of(grad_weight, bn, bk)[where].to(values.dtype)
     if bias is not None and ctx.needs_input_grad[4]:
         grad_bias = grad_of_bias(grad, bias)
-    return grad_x, grad_values, None, None, grad_bias, *[None] * 6
+    return grad_x, grad_values, None, None, grad_bias, *[None] * 7
 
 
 OP = define(
     "block_linear(Tensor x, Tensor values, Tensor row_ptr, Tensor col_idx, Tensor? bias, int out_features, "
-    "int in_features, int bn, int bk, str activation, str layout) -> Tensor",
+    "int in_features, int bn, int bk, str activation, str layout, Tensor? scale=None) -> Tensor",
     reference=block_linear_reference,
     fake=_fake,
     setup_context=_setup,
@@ -114,7 +122,8 @@ def block_linear(
     ``y = act(x W^T + b)``, ``W = packed.unpack()``
 
     Args:
-        x: [..., K], the dtype of ``packed.values``; float32 or bfloat16 for the C++ kernels.
+        x: [..., K], float32 or bfloat16 for the C++ kernels; the dtype of ``packed.values``, or float32 for
+            bfloat16 values, or either for int8 ones.
         packed: the weight [N, K].
         bias: [N], float32 or bfloat16, or None.
         activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
@@ -142,7 +151,7 @@ def block_linear(
     """
     packed.validate()
     check_linear(x, packed, bias, activation)
-    numbers = (*packed.shape, *packed.pattern.arguments(), activation, "canonical")
+    numbers = (*packed.shape, *packed.pattern.arguments(), activation, "canonical", packed.scale)
     return OP(x, packed.values, packed.row_ptr, packed.col_idx, bias, *numbers, impl=impl)
 
 

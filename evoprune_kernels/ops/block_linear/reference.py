@@ -39,8 +39,9 @@ def block_linear_reference(
     bk: int,
     activation: str,
     layout: str,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """``act(x W^T + bias)``; see ``block_linear``."""
     shape = (out_features, in_features)
     weight = dense_weight(values, row_ptr, col_idx, shape, (bn, bk), layout)
-    return linear_dense(x, weight, bias, activation)
+    return linear_dense(x, weight, bias, activation, scale)

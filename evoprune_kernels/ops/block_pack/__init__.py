@@ -139,4 +139,4 @@ def block_unpack(packed: BlockWeight, *, impl: str | None = None) -> Tensor:
         tensor([[0., 0., 5., 6.]])
     """
     packed.validate()
-    return UNPACK(packed.values, packed.row_ptr, packed.col_idx, *packed.shape, impl=impl)
+    return UNPACK(packed.float_values(), packed.row_ptr, packed.col_idx, *packed.shape, impl=impl)

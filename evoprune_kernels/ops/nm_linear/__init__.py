@@ -12,6 +12,8 @@ from evoprune_kernels.ops._linear import (
     grad_of_bias,
     grad_of_preactivation,
     needs_preactivation,
+    refuse_grad_of_scale,
+    scaled,
 )
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.nm_linear.reference import dense_weight, nm_linear_reference
@@ -29,12 +31,14 @@ def _fake(
     m: int,
     activation: str,
     layout: str,
+    scale: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, meta, bias, *ctx.numbers = inputs
+    x, values, meta, bias, *ctx.numbers, scale = inputs
+    refuse_grad_of_scale("nm_linear", scale is not None and ctx.needs_input_grad[len(inputs) - 1])
     activation, layout = ctx.numbers[4:]
     if layout == "cpu" and ctx.needs_input_grad[1]:
         raise RuntimeError(
@@ -46,36 +50,37 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         values,
         meta,
         bias,
+        scale,
         output if activation == "relu" else None,
     )
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, values, meta, bias, output = ctx.saved_tensors
+    x, values, meta, bias, scale, output = ctx.saved_tensors
     out_features, in_features, n, m, activation, layout = ctx.numbers
 
     def preactivation() -> Tensor:
-        return OP(x, values, meta, bias, out_features, in_features, n, m, "none", layout)
+        return OP(x, values, meta, bias, out_features, in_features, n, m, "none", layout, scale)
 
     grad = grad_of_preactivation(grad, activation, output, preactivation)
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
-        if layout == "cpu":
+        if layout == "cpu" or scale is not None:
             weight = dense_weight(values, meta, (out_features, in_features), (n, m), layout)
         else:
             weight = UNPACK(values, meta, n, m, in_features)
-        grad_x = grad @ weight
+        grad_x = grad @ scaled(weight, scale, grad.dtype)
     if ctx.needs_input_grad[1]:
         grad_weight = grad.reshape(-1, out_features).t() @ x.reshape(-1, in_features)
-        grad_values = gather_kept(grad_weight, meta, n, m)
+        grad_values = gather_kept(grad_weight, meta, n, m).to(values.dtype)
     if bias is not None and ctx.needs_input_grad[3]:
         grad_bias = grad_of_bias(grad, bias)
-    return grad_x, grad_values, None, grad_bias, *[None] * 6
+    return grad_x, grad_values, None, grad_bias, *[None] * 7
 
 
 OP = define(
     "nm_linear(Tensor x, Tensor values, Tensor meta, Tensor? bias, int out_features, int in_features, "
-    "int n, int m, str activation, str layout) -> Tensor",
+    "int n, int m, str activation, str layout, Tensor? scale=None) -> Tensor",
     reference=nm_linear_reference,
     fake=_fake,
     setup_context=_setup,
@@ -96,7 +101,8 @@ def nm_linear(
     ``y = act(x W^T + b)``, ``W = packed.unpack()``
 
     Args:
-        x: [..., K], the dtype of ``packed.values``; float32 or bfloat16 for the C++ kernels.
+        x: [..., K], float32 or bfloat16 for the C++ kernels; the dtype of ``packed.values``, or float32 for
+            bfloat16 values, or either for int8 ones.
         packed: the weight [N, K].
         bias: [N], float32 or bfloat16, or None.
         activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
@@ -127,7 +133,18 @@ def nm_linear(
     check_linear(x, packed, bias, activation)
     (out_features, in_features), n, m = packed.shape, packed.n, packed.m
     tensors = (packed.values, packed.meta, bias)
-    return OP(x, *tensors, out_features, in_features, n, m, activation, "canonical", impl=impl)
+    return OP(
+        x,
+        *tensors,
+        out_features,
+        in_features,
+        n,
+        m,
+        activation,
+        "canonical",
+        packed.scale,
+        impl=impl,
+    )
 
 
 nm_linear.OP = OP  # type: ignore[attr-defined]

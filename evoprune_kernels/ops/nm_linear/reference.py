@@ -30,7 +30,8 @@ def nm_linear_reference(
     m: int,
     activation: str,
     layout: str,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """``act(x W^T + bias)``; see ``nm_linear``."""
     weight = dense_weight(values, meta, (out_features, in_features), (n, m), layout)
-    return linear_dense(x, weight, bias, activation)
+    return linear_dense(x, weight, bias, activation, scale)

@@ -123,7 +123,9 @@ def nm_unpack(packed: NMWeight, *, impl: str | None = None) -> Tensor:
         tensor([[0., 5., 0., 6.]])
     """
     check_packed(packed)
-    return UNPACK(packed.values, packed.meta, packed.n, packed.m, packed.shape[1], impl=impl)
+    return UNPACK(
+        packed.float_values(), packed.meta, packed.n, packed.m, packed.shape[1], impl=impl
+    )
 
 
 def check_packed(packed: NMWeight) -> None:
