@@ -224,7 +224,7 @@ def test_the_op_itself_refuses_what_does_not_fit():
         (0, torch.zeros(2, 60), "in_features = 61, got 60"),
         (0, x.double(), "Double"),
         (1, values[:, :-1], "values"),
-        (1, values.bfloat16(), "values"),
+        (1, values.half(), "values"),
         (2, meta.long(), "meta"),
         (2, meta[:1], "meta"),
         (3, torch.zeros(34), "bias"),
