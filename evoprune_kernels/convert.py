@@ -85,6 +85,7 @@ def convert(
     filter: Filter | None = None,
     masks: Masks | None = None,
     sparsity: float | None = None,
+    stored: str | None = None,
 ) -> ConversionReport:
     """Swap the linear layers of ``model`` (``nn.Linear``, transformers' ``Conv1D``) for sparse ones, in place.
 
@@ -97,6 +98,7 @@ def convert(
             fits). Layers without one are then left alone. None: by magnitude, or the weight's own zeros, see
             ``SparseLinear.from_linear``.
         sparsity: fraction 0-1 to remove (block, unstructured).
+        stored: how the packed weights are stored: ``"bfloat16"``, ``"int8"`` or None, see ``SparseLinear``.
 
     Returns:
         What was swapped and what was not, with the reasons; print it.
@@ -141,7 +143,7 @@ def convert(
     _drop_tied(modules, plans, skipped)
     _choose_masks(plans, skipped, parsed, given, sparsity)
     for plan in plans.values():
-        plan.layer = share(plan.module, parsed, sparsity=sparsity, name=plan.name)
+        plan.layer = share(plan.module, parsed, sparsity=sparsity, stored=stored, name=plan.name)
     for plan in plans.values():  # from here on nothing can fail
         zero_pruned(plan.layer.weight, plan.keep.t() if plan.transposed else plan.keep)
     for plan in plans.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace as with_fields
 from typing import Any
@@ -17,10 +18,13 @@ from evoprune_kernels.inference.trace import Seen
 from evoprune_kernels.inference.tune import DENSE, Checked, Effort
 from evoprune_kernels.measure import Measurement
 from evoprune_kernels.nn.masks import check_finite, layer_pattern
+from evoprune_kernels.nn.packed import STORED
 from evoprune_kernels.nn.swap import Sparse, dense_view, is_sparse, replace, weight_of, why_not
 
 #: outputs of the whole model may differ by this share of the largest one
 MODEL_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+#: the same where weights are stored narrower than they are
+STORED_TOLERANCE = 5e-2
 
 
 def optimize_for_inference(
@@ -29,6 +33,7 @@ def optimize_for_inference(
     min_speedup: float = 1.05,
     patterns: Sequence[str | Pattern] | None = None,
     *,
+    stored: Sequence[str] = (),
     rounds: int = 15,
     max_seconds: float = 2.0,
 ) -> InferenceReport:
@@ -45,6 +50,8 @@ def optimize_for_inference(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the sizes that matter.
         min_speedup: what a layer has to win by.
         patterns: the only patterns to try, such as ``["2:4"]``; None tries what the zeros suggest.
+        stored: further ways to store the packed weights that may be tried, ``"bfloat16"`` and ``"int8"``: fewer bytes,
+            faster at few tokens, less exact. The report states each layer's error against the weight as it was.
         rounds: interleaved rounds of each measurement.
         max_seconds: after this time a measurement stops (not before five rounds).
 
@@ -68,6 +75,8 @@ def optimize_for_inference(
     """
     if not min_speedup > 0:
         raise ValueError(f"expected min_speedup > 0, got {min_speedup}")
+    if unknown := [s for s in stored if s not in STORED]:
+        raise ValueError(f"expected stored of {STORED}, got {unknown[0]!r}")
     asked = None if patterns is None else [layer_pattern(p, None) for p in patterns]
     model.eval()
     run = trace.runner(model, example_inputs)
@@ -80,12 +89,13 @@ def optimize_for_inference(
         for seen, twin in zip(layers, watched, strict=True):
             seen.calls, seen.sample = twin.calls, twin.sample
         reports, chosen = _tune_all(
-            layers, asked, min_speedup, _effort(layers, rounds, max_seconds)
+            layers, (asked, (None, *stored)), min_speedup, _effort(layers, rounds, max_seconds)
         )
         whole, reverted = None, None
         if chosen:
             whole = _time_model(model, layers, chosen, run, rounds, max_seconds)
-            reverted = _verdict(whole, layers)
+            narrower = any(layer.stored for layer in chosen.values())
+            reverted = _verdict(whole, layers, STORED_TOLERANCE if narrower else 0.0)
     except BaseException:
         for seen in layers:
             _install(model, seen, seen.module)
@@ -113,14 +123,18 @@ def _install(model: nn.Module, seen: Seen, module: nn.Module) -> None:
         replace(model, name, module)
 
 
+#: the only patterns to try, or None for all that may pay; and how to store each
+Forms = tuple[list[Pattern] | None, tuple[str | None, ...]]
+
+
 def _tune_all(
-    layers: list[Seen], asked: list[Pattern] | None, min_speedup: float, effort: Effort
+    layers: list[Seen], forms: Forms, min_speedup: float, effort: Effort
 ) -> tuple[list[LayerReport], dict[str, Sparse]]:
     """A report for every layer, and the sparse forms that won."""
     reports, chosen = [], {}
     timed: dict[tuple[Any, ...], tuple[str, Measurement]] = {}
     for seen in layers:
-        report, checked = _examine(seen, asked)
+        report, checked = _examine(seen, forms)
         if checked:
             key = _likeness(seen, checked)
             if key in timed:
@@ -135,7 +149,7 @@ def _tune_all(
     return reports, chosen
 
 
-def _examine(seen: Seen, asked: list[Pattern] | None) -> tuple[LayerReport, dict[str, Checked]]:
+def _examine(seen: Seen, forms: Forms) -> tuple[LayerReport, dict[str, Checked]]:
     """What can be said of a layer without a clock, and its sparse forms that give right results."""
     module = seen.module
     kind = type(module).__name__
@@ -152,13 +166,14 @@ def _examine(seen: Seen, asked: list[Pattern] | None) -> tuple[LayerReport, dict
         return with_fields(report, reason="not called with any token by the example inputs"), {}
     check_finite(dense, seen.name)
     own = module.pattern if is_sparse(module) else None
-    tried, reason = candidates.candidates(dense, min(seen.calls), asked, own)
+    tried, reason = candidates.candidates(dense, min(seen.calls), forms[0], own)
     checked: dict[str, Checked] = {}
-    for pattern in tried:
-        layer = tune.sparse_form(seen, pattern)
+    ways = (*forms[1], *([module.stored] if is_sparse(module) else []))
+    for pattern, stored in itertools.product(tried, dict.fromkeys(ways)):
+        layer = tune.sparse_form(seen, pattern, stored)
         found = layer if isinstance(layer, str) else tune.check(seen, layer)
         if isinstance(found, Checked):
-            checked[str(pattern)] = found
+            checked[f"{pattern} {stored}" if stored else str(pattern)] = found
         else:
             reason = found
     return (report, checked) if checked else (with_fields(report, reason=reason), {})
@@ -249,9 +264,10 @@ def _time_model(
     )
 
 
-def _verdict(whole: ModelReport, layers: list[Seen]) -> str | None:
+def _verdict(whole: ModelReport, layers: list[Seen], least: float) -> str | None:
     """Why the model is put back to dense, or None."""
-    allowed = max(MODEL_TOLERANCE.get(weight_of(s.module).dtype, 0.0) for s in layers if s.calls)
+    dtypes = [weight_of(s.module).dtype for s in layers if s.calls]
+    allowed = max(least, *(MODEL_TOLERANCE.get(dtype, 0.0) for dtype in dtypes))
     if not whole.max_difference <= allowed:
         return f"its outputs differ by {whole.max_difference:.1e} of the largest, {allowed:.0e} is allowed"
     if whole.speedup.median < 1:

@@ -68,36 +68,46 @@ def dense_form(module: nn.Module) -> nn.Module:
     return twin
 
 
-def sparse_form(seen: Seen, pattern: Pattern) -> Sparse | str:
-    """The layer packed as ``pattern``, or why it cannot be."""
+def sparse_form(seen: Seen, pattern: Pattern, stored: str | None = None) -> Sparse | str:
+    """The layer packed as ``pattern``, its values ``stored`` so, or why it cannot be."""
     module = seen.module
     layer: Sparse = (
-        module.twin(pattern, seen.name)
+        module.twin(pattern, seen.name, stored)
         if is_sparse(module)
-        else share(module, pattern, name=seen.name)
+        else share(module, pattern, stored=stored, name=seen.name)
     )
     layer.eval()
     return layer if layer.kernel is not None else str(layer.dense_reason)
 
 
 def check(seen: Seen, layer: Sparse) -> Checked | str:
-    """The tolerance law on the recorded input: ``error <= 2 * error(torch, same dtype) + floor``, or what is wrong."""
+    """The tolerance law on the recorded input: ``error <= 2 * error(torch, same dtype) + floor``, or what is wrong.
+
+    A weight stored narrower is held to that law with the weight as it is stored; the error that is reported is against
+    the weight as it was.
+    """
     weight = dense_view(seen.module)
     assert seen.sample is not None
     x = seen.sample.to(weight.dtype)
     bias = layer._parameters.get("bias")
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        wide = None if bias is None else bias.double()
+    wide = None if bias is None else bias.double()
+
+    def errors(weight: Tensor, sparse: Tensor) -> tuple[float, float]:
         truth = _activate(F.linear(x.double(), weight.double(), wide), layer)
-        dense = _activate(F.linear(x, weight, bias), layer)
+        dense = _activate(F.linear(x, weight.to(x.dtype), bias), layer)
+        finite = truth.isfinite()
+        scale = float(truth[finite].abs().max()) if bool(finite.any()) else 0.0
+        return _error(sparse, truth, finite) / (scale or 1.0), _error(dense, truth, finite) / (
+            scale or 1.0
+        )
+
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         sparse = layer.forward(x)
-    finite = truth.isfinite()
-    scale = float(truth[finite].abs().max()) if bool(finite.any()) else 0.0
-    scale = scale or 1.0
-    error, dense_error = (_error(y, truth, finite) / scale for y in (sparse, dense))
+        found, dense_error = errors(layer.stored_weight(), sparse)
+        error = found if layer.stored is None else errors(weight, sparse)[0]
     bound = 2 * dense_error + FLOOR[weight.dtype]
-    if not error <= bound:
-        return f"{layer.kernel} is off by {error:.1e} of the largest value, {bound:.1e} is allowed"
+    if not found <= bound:
+        return f"{layer.kernel} is off by {found:.1e} of the largest value, {bound:.1e} is allowed"
     return Checked(layer, error, dense_error)
 
 

@@ -58,10 +58,11 @@ class SparseConv1D(SparseForward):
         mask: Tensor | None = None,
         *,
         sparsity: float | None = None,
+        stored: str | None = None,
         name: str | None = None,
     ) -> SparseConv1D:
         """A sparse layer with the same Parameter objects; ``mask`` has the shape of the weight, [in, out]."""
-        layer = cls.share(conv, pattern, sparsity=sparsity, name=name)
+        layer = cls.share(conv, pattern, sparsity=sparsity, stored=stored, name=name)
         keep = choose_mask(
             layer.dense_weight(),
             layer.pattern,
@@ -80,6 +81,7 @@ class SparseConv1D(SparseForward):
         pattern: str | Pattern,
         *,
         sparsity: float | None = None,
+        stored: str | None = None,
         name: str | None = None,
     ) -> SparseConv1D:
         """A sparse layer around the Parameters, hooks and attributes of ``conv``; nothing is pruned or packed."""
@@ -89,7 +91,7 @@ class SparseConv1D(SparseForward):
         layer = cls.__new__(cls)
         adopt(layer, conv)
         layer._dense_class = type(conv)
-        layer._init_cache(parsed, None, name)
+        layer._init_cache(parsed, None, name, stored)
         return layer
 
     @property

@@ -39,14 +39,12 @@ class SparseForward(PackedCache):
         if torch.is_autocast_enabled("cpu"):
             return self._autocast(input, weight.dtype, bias)
         self._check_input(input, weight.dtype)
-        buffers = self._buffers
-        packed = [buffers[name] for name in plan.buffers]
         if compiling:
-            return plan.run(input, *packed, bias, *plan.tail)
+            return self._run(plan, input, bias)
         with (
             torch._C._AutoDispatchBelowAutograd()
         ):  # no gradient is wanted: saves the op's Python autograd layer
-            return plan.run(input, *packed, bias, *plan.tail)
+            return self._run(plan, input, bias)
 
     def _wants_grad(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         if not torch.is_grad_enabled():
@@ -63,10 +61,10 @@ class SparseForward(PackedCache):
         if input.dtype.is_floating_point and input.dtype != torch.float64:
             input = input.to(dtype)
         self._check_input(input, dtype)
-        plan, buffers = self._plan, self._buffers
+        plan = self._plan
         assert plan is not None
         with torch.autocast("cpu", enabled=False):
-            output = plan.run(input, *[buffers[name] for name in plan.buffers], bias, *plan.tail)
+            output = self._run(plan, input, bias)
         return output.to(target)
 
     def _dense(self, input: Tensor) -> Tensor:
@@ -95,6 +93,8 @@ class SparseForward(PackedCache):
             parts.append(f"density={int(weight.count_nonzero()) / max(1, weight.numel()):.2f}")
         if self.activation != "none":
             parts.append(f"activation={self.activation}")
+        if self.stored:
+            parts.append(f"stored={self.stored}")
         kernel = self.kernel
         parts.append(f"kernel={kernel}" if kernel else f"kernel=dense ({self.dense_reason})")
         return ", ".join(parts)
@@ -112,6 +112,9 @@ class SparseLinear(SparseForward, nn.Linear):
         in_features, out_features, bias, device, dtype: as for ``nn.Linear``.
         pattern: ``"n:m"``, ``"block:RxC"`` or ``"unstructured"``.
         activation: fused into the kernel: ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"`` or None.
+        stored: how the packed weight is stored: ``"bfloat16"``, ``"int8"`` (a scale a row, see
+            ``PackedWeight.quantize``) or None for the weight's own dtype. Fewer bytes are faster at few tokens and
+            less exact; the Parameter, and so training, is not touched.
 
     Raises:
         ValueError: for an unknown pattern or activation; in forward for a wrong ``in_features`` or NaN in the weight.
@@ -144,10 +147,11 @@ class SparseLinear(SparseForward, nn.Linear):
         *,
         pattern: str | Pattern = "2:4",
         activation: str | None = None,
+        stored: str | None = None,
     ) -> None:
         parsed = layer_pattern(pattern, None)
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
-        self._init_cache(parsed, activation, None)
+        self._init_cache(parsed, activation, None, stored)
 
     @classmethod
     def from_linear(
@@ -158,6 +162,7 @@ class SparseLinear(SparseForward, nn.Linear):
         *,
         sparsity: float | None = None,
         activation: str | None = None,
+        stored: str | None = None,
         name: str | None = None,
     ) -> SparseLinear:
         """A sparse layer with the same Parameter objects, whose pruned weights are set to zero in place.
@@ -169,6 +174,7 @@ class SparseLinear(SparseForward, nn.Linear):
                 else the zeros that the weight has.
             sparsity: fraction 0-1 to remove.
             activation: fused into the kernel.
+            stored: ``"bfloat16"``, ``"int8"`` or None, see the class.
             name: of the layer, for messages.
 
         Raises:
@@ -181,7 +187,8 @@ class SparseLinear(SparseForward, nn.Linear):
             >>> layer.weight.count_nonzero().item()
             1024
         """
-        layer = cls.share(linear, pattern, sparsity=sparsity, activation=activation, name=name)
+        given = {"activation": activation, "stored": stored, "name": name}
+        layer = cls.share(linear, pattern, sparsity=sparsity, **given)
         keep = choose_mask(
             layer.weight, layer.pattern, mask=mask, sparsity=sparsity, name=layer.layer_name
         )
@@ -197,6 +204,7 @@ class SparseLinear(SparseForward, nn.Linear):
         *,
         sparsity: float | None = None,
         activation: str | None = None,
+        stored: str | None = None,
         name: str | None = None,
     ) -> SparseLinear:
         """A sparse layer around the Parameters, hooks and attributes of ``linear``; nothing is pruned or packed."""
@@ -205,7 +213,7 @@ class SparseLinear(SparseForward, nn.Linear):
         parsed = layer_pattern(pattern, sparsity)
         layer = cls.__new__(cls)
         adopt(layer, linear)
-        layer._init_cache(parsed, activation, name)
+        layer._init_cache(parsed, activation, name, stored)
         return layer
 
     def to_dense(self) -> nn.Linear:

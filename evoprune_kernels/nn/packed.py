@@ -30,18 +30,26 @@ from evoprune_kernels.ops._linear import ACTIVATIONS, KERNEL_DTYPES
 
 #: a weight with a larger share of stored values is left dense: there is nothing to skip
 MAX_DENSITY = 0.95
+#: how the packed weight may be stored instead of in its own dtype: in bfloat16, or as int8 with a scale a row
+STORED = ("bfloat16", "int8")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the packed weight is run: ``run(x, *buffers, bias, *tail)``."""
+    """How the packed weight is run: ``run(x, *buffers, bias, *tail, scale)``."""
 
     op: str
     run: Callable[..., Tensor]
     buffers: tuple[str, ...]
+    scale: str | None  # the buffer of the scales, where the weight is quantised
     tail: tuple[int | str, ...]
     density: float
     nbytes: int
+
+    @property
+    def all_buffers(self) -> tuple[str, ...]:
+        """``buffers`` and ``scale``."""
+        return (*self.buffers, self.scale) if self.scale else self.buffers
 
 
 class PackedCache(nn.Module):
@@ -49,14 +57,21 @@ class PackedCache(nn.Module):
 
     pattern: Pattern
     activation: str
+    #: one of STORED, or None: in the weight's own dtype
+    stored: str | None
     #: qualified name in the model, for messages
     layer_name: str
     weight: Tensor
     in_features: int
     out_features: int
 
-    def _init_cache(self, pattern: Pattern, activation: str | None, name: str | None) -> None:
+    def _init_cache(
+        self, pattern: Pattern, activation: str | None, name: str | None, stored: str | None
+    ) -> None:
         activation = activation or "none"
+        if stored is not None and stored not in STORED:
+            raise ValueError(f"expected stored in {STORED} or None, got {stored!r}")
+        self.stored = stored
         if activation not in ACTIVATIONS:
             raise ValueError(f"expected activation in {ACTIVATIONS}, got {activation!r}")
         self.pattern = pattern
@@ -98,7 +113,8 @@ class PackedCache(nn.Module):
         if self._plan is None:
             return None
         forced = _select.FORCED.get(self._plan.op) == _select.REFERENCE
-        return f"{self._plan.op} [{'reference' if forced else _ext.isa_level()}]"
+        where = "reference" if forced else _ext.isa_level()
+        return f"{self._plan.op} [{where}]" + (f" {self.stored}" if self.stored else "")
 
     @property
     def dense_reason(self) -> str | None:
@@ -119,11 +135,14 @@ class PackedCache(nn.Module):
         """How much of the weight is stored by the packed form, zeros that fill it up included."""
         return round(100 * self._plan.density) if self._plan else 100
 
-    def twin(self, pattern: Pattern | None = None, name: str | None = None) -> Any:
+    def twin(
+        self, pattern: Pattern | None = None, name: str | None = None, stored: str | None = None
+    ) -> Any:
         """Another layer of this kind around the same Parameters, not packed yet."""
         layer = type(self).__new__(type(self))
         adopt(layer, self)
-        layer._init_cache(pattern or self.pattern, self.activation, name or self.layer_name)
+        name = name or self.layer_name
+        layer._init_cache(pattern or self.pattern, self.activation, name, stored)
         return layer
 
     def clone_packed(self) -> Any:
@@ -132,7 +151,7 @@ class PackedCache(nn.Module):
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._buffers = dict(self._buffers)
-        for name in self._plan.buffers:
+        for name in self._plan.all_buffers:
             twin._buffers[name] = self._buffers[name].clone()  # type: ignore[union-attr]
         return twin
 
@@ -170,28 +189,53 @@ class PackedCache(nn.Module):
                 self._fatal = False
                 if isinstance(self.pattern, NM):
                     check_pattern(dense != 0, self.pattern, self.layer_name, "weight")
+                packed = self._stored(formats.pack(dense, self.pattern))
             except ValueError as error:
                 self._failure = str(error)
                 raise
-            packed = formats.pack(dense, self.pattern)
             density = packed.values.numel() / max(1, dense.numel())
             tensors = ops.prepare(packed)
         op = ops.OPS[f"{packed.FORMAT}_linear"]
         forced = _select.FORCED.get(op.name) == _select.REFERENCE
         names = tuple(f"packed_{name}" for name in packed.TENSORS)
-        for name, tensor in zip(names, tensors, strict=True):
+        buffers = dict(zip(names, tensors, strict=True))
+        if packed.scale is not None:
+            buffers["packed_scale"] = packed.scale
+        for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
         sizes = (self.out_features, self.in_features, *self.pattern.arguments())
         self._plan = Plan(
             op=op.name,
             run=op.reference if forced and not op.reasons() else op.overload,
             buffers=names,
+            scale=None if packed.scale is None else "packed_scale",
             tail=(*sizes, self.activation, "cpu"),
             density=density,
-            nbytes=sum(tensor.nbytes for tensor in tensors),
+            nbytes=sum(tensor.nbytes for tensor in buffers.values()),
         )
         self._failure = None
         self._remember()
+
+    def stored_weight(self) -> Tensor:
+        """The weight [out_features, in_features] that the packed one stands for: itself, or as ``stored`` rounds it."""
+        dense = self.dense_weight().detach()
+        return (
+            dense
+            if self.stored is None
+            else self._stored(formats.pack(dense, self.pattern)).unpack()
+        )
+
+    def _stored(self, packed: formats.PackedWeight) -> formats.PackedWeight:
+        """``packed`` as this layer stores it; ``ValueError`` where it cannot be."""
+        if self.stored is None:
+            return packed
+        return packed.quantize() if self.stored == "int8" else packed.to(torch.bfloat16)
+
+    def _run(self, plan: Plan, input: Tensor, bias: Tensor | None) -> Tensor:
+        buffers = self._buffers
+        packed = [buffers[name] for name in plan.buffers]
+        scale = buffers[plan.scale] if plan.scale else None
+        return plan.run(input, *packed, bias, *plan.tail, scale)
 
     def _refresh(self) -> None:
         """Pack if the layer is in eval mode and can; otherwise remember why not. Does not raise."""
@@ -222,7 +266,7 @@ class PackedCache(nn.Module):
 
     def _drop(self) -> None:
         if self._plan is not None:
-            for name in self._plan.buffers:
+            for name in self._plan.all_buffers:
                 self._buffers.pop(name, None)
                 self._non_persistent_buffers_set.discard(name)
         self._plan, self._failure, self._fatal, self._packed_for = None, None, False, ()
@@ -263,8 +307,8 @@ class PackedCache(nn.Module):
         plan = state["_plan"]
         if plan is not None:
             buffers, names = state["_buffers"], state["_non_persistent_buffers_set"]
-            state["_buffers"] = {k: v for k, v in buffers.items() if k not in plan.buffers}
-            state["_non_persistent_buffers_set"] = names - set(plan.buffers)
+            state["_buffers"] = {k: v for k, v in buffers.items() if k not in plan.all_buffers}
+            state["_non_persistent_buffers_set"] = names - set(plan.all_buffers)
         state.update(_plan=None, _failure=None, _fatal=False, _packed_for=())
         return state
 
@@ -307,6 +351,7 @@ def _is_wrapped(weight: Tensor) -> bool:
 _CACHE_FIELDS = {
     "pattern",
     "activation",
+    "stored",
     "layer_name",
     "_pinned",
     "_failure",

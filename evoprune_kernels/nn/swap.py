@@ -60,13 +60,14 @@ def share(
     pattern: str | Pattern,
     *,
     sparsity: float | None = None,
+    stored: str | None = None,
     name: str | None = None,
 ) -> Sparse:
     """The sparse layer around the Parameters of a linear layer; nothing is pruned or packed yet."""
     if is_conv1d(module):
-        return SparseConv1D.share(module, pattern, sparsity=sparsity, name=name)
+        return SparseConv1D.share(module, pattern, sparsity=sparsity, stored=stored, name=name)
     assert isinstance(module, nn.Linear)
-    return SparseLinear.share(module, pattern, sparsity=sparsity, name=name)
+    return SparseLinear.share(module, pattern, sparsity=sparsity, stored=stored, name=name)
 
 
 def why_not(module: nn.Module) -> str | None:
