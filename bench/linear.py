@@ -100,7 +100,7 @@ def select(weight: Tensor, pattern: formats.Pattern, density: float) -> Tensor:
     """The mask of ``pattern`` by magnitude."""
     scores = weight.abs()
     if isinstance(pattern, formats.NM):
-        return ops.select_nm(scores, pattern.n, pattern.m)
+        return ops.select_nm(scores, pattern.n, pattern.m, shared=pattern.shared)
     if isinstance(pattern, formats.Block):
         return ops.select_block(scores, pattern.rows, pattern.columns, density)
     return ops.select_topk(scores, density)
@@ -110,7 +110,8 @@ def kernel(packed: PackedWeight, tensors: tuple[Tensor, ...]) -> Callable[[Tenso
     """``x -> x W^T`` by the op of ``packed`` with its prepared ``tensors``."""
     evoprune = torch.ops.evoprune
     if isinstance(packed, NMWeight):
-        op, numbers = evoprune.nm_linear.default, (*packed.shape, packed.n, packed.m)
+        op = evoprune.nm_linear.default
+        numbers = (*packed.shape, *packed.pattern.arguments())
     elif isinstance(packed, BlockWeight):
         op, numbers = evoprune.block_linear.default, (*packed.shape, *packed.values.shape[1:])
     else:

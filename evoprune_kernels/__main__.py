@@ -217,7 +217,7 @@ def _mask(weight: Tensor, pattern: formats.Pattern, sparsity: float | None) -> T
     """By magnitude; None keeps what is not zero, where the weight obeys the pattern already."""
     scores = weight.float().abs()
     if isinstance(pattern, formats.NM):
-        return ops.select_nm(scores, pattern.n, pattern.m)
+        return ops.select_nm(scores, pattern.n, pattern.m, shared=pattern.shared)
     if sparsity is None:
         return None
     if isinstance(pattern, formats.Block):

@@ -70,6 +70,7 @@ def weight_of(pattern, sparsity=None):
     [
         ("2:4", 1, [NM(2, 4), Unstructured()]),
         ("2:4", 128, [NM(2, 4)]),
+        ("2:4v16", 128, [NM(2, 4, 16), NM(2, 4), Block(16, 1)]),
         ("1:4", 128, [NM(1, 4), NM(2, 4), Unstructured()]),
         ("block:16x16", 128, [Block(16, 16), Block(16, 1), Unstructured()]),
         ("unstructured", 128, [Unstructured()]),

@@ -17,6 +17,10 @@
 //
 // Padding: slots to a multiple of P, rows to a multiple of 16; value 0, index 0. A 2:4 weight takes
 // 8.5 bytes of float a group of 4 where dense takes 16. The same for all ISA levels. Torch-free.
+//
+// Where 16 rows share their mask (2:4v16), a tile is a strip of cpu/strips.h with one column an
+// entry: values [tiles, kept, 16] as above without padded slots, columns uint16 or int32 [tiles,
+// kept].
 #pragma once
 
 #include <cstdint>

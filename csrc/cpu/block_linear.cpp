@@ -17,7 +17,8 @@ template <typename T>
 void run(const StripArgs& a, int64_t begin, int64_t end) {
   switch (a.strip) {
     case 16:
-      return rows_in_lanes<T>(a, begin, end);
+      return a.narrow ? rows_in_lanes<T, uint16_t>(a, begin, end)
+                      : rows_in_lanes<T, int32_t>(a, begin, end);
     case 8:
       return tokens_in_lanes<T, int32_t, 8>(a, begin, end);
     case 4:

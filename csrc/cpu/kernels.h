@@ -98,7 +98,7 @@ struct StripArgs {
   int64_t tokens, out_features, padded;
   int strip, bk;  // rows of a strip, columns of an entry
   int panel_vectors;
-  bool narrow;  // columns are uint16
+  bool narrow;  // columns are uint16; of 16-row strips with bk = 1, and of a bitmask
   DType dtype;  // of values
   Epilogue epilogue;
 };
@@ -137,13 +137,15 @@ struct NmUnpackArgs {
 // Canonical nm tensors -> layout "cpu" (core/nm_layout.h); a work unit is a tile of 16 rows.
 struct NmPrepareArgs {
   const void* values;   // [rows, kept]
-  const uint8_t* meta;  // [rows, meta_bytes]
+  const uint8_t* meta;  // [rows, meta_bytes]; shared: [tiles, meta_bytes]
   DType dtype;
   int64_t rows, kept, meta_bytes, slots;
   int n, m;
-  void* out_values;   // [tiles, slots, 16]
-  int32_t* out_meta;  // [tiles, words, 16]
-  int32_t* worst;     // [tiles]: the largest index of the tile
+  void* out_values;  // [tiles, slots, 16]
+  void* out_meta;    // int32 [tiles, words, 16]; shared: the columns [tiles, kept]
+  int32_t* worst;    // [tiles]: the largest index of the tile
+  bool shared;       // 16 rows share one row of meta, and slots = kept
+  bool narrow;       // columns are uint16, not int32
 };
 
 // y = act(x W^T + bias), W in layout "cpu"; a work unit is a (token block, row tile) pair: unit

@@ -19,11 +19,13 @@ namespace evoprune::EVOPRUNE_ISA {
 inline constexpr int kRowVectors = kTile / kLanes;
 inline constexpr int kRowTokens = EVOPRUNE_LEVEL == 2 ? 12 : EVOPRUNE_LEVEL == 1 ? 6 : 2;
 
-// One strip: where its entries are.
-template <typename T>
+// One strip: where its entries are. Columns of uint16 are those of entries of one column (16x1
+// blocks, 2:4v16).
+template <typename T, typename Index>
 struct Strip {
+  static constexpr bool kSingle = sizeof(Index) == 2;
   const T* values;
-  const int32_t* columns;
+  const Index* columns;
   int64_t entries;
   int bk;
 };
@@ -50,11 +52,21 @@ struct RowTile {
   }
 
   // x: the first token of the tile, rows `stride` floats apart.
-  EVOPRUNE_INLINE void run(const Strip<T>& strip, const float* x, int64_t stride) {
+  template <typename Index>
+  EVOPRUNE_INLINE void run(const Strip<T, Index>& strip, const float* x, int64_t stride) {
     for (auto& part : acc)
       for (auto& token : part)
         for (Vec& v : token) v = zero();
     const T* w = strip.values;
+    if constexpr (Strip<T, Index>::kSingle) {
+      int64_t e = 0;
+      for (; e + kSplit <= strip.entries; e += kSplit) {
+#pragma GCC unroll 8
+        for (int s = 0; s < kSplit; ++s, w += kTile) step(s, w, x + strip.columns[e + s], stride);
+      }
+      for (; e < strip.entries; ++e, w += kTile) step(0, w, x + strip.columns[e], stride);
+      return;
+    }
     for (int64_t e = 0; e < strip.entries; ++e) {
       const float* xe = x + strip.columns[e];
       int k = 0;
@@ -82,8 +94,8 @@ struct RowOutput {
   const Epilogue* epilogue;
 };
 
-template <typename T, int kTokens, bool kPrefetch>
-void rows_times_tokens(const Strip<T>& strip, const float* x, int64_t stride,
+template <typename T, typename Index, int kTokens, bool kPrefetch>
+void rows_times_tokens(const Strip<T, Index>& strip, const float* x, int64_t stride,
                        const RowOutput& out) {
   RowTile<T, kTokens, kPrefetch> tile;
   tile.run(strip, x, stride);
@@ -106,19 +118,19 @@ void rows_times_tokens(const Strip<T>& strip, const float* x, int64_t stride,
     finish(token_outputs(out.y, t, out.stride, e), sums[t], e, out.rows.row, out.rows.count);
 }
 
-template <typename T, bool kPrefetch, int kTokens = kRowTokens>
-EVOPRUNE_INLINE void dispatch_rows(int tokens, const Strip<T>& strip, const float* x,
+template <typename T, typename Index, bool kPrefetch, int kTokens = kRowTokens>
+EVOPRUNE_INLINE void dispatch_rows(int tokens, const Strip<T, Index>& strip, const float* x,
                                    int64_t stride, const RowOutput& out) {
   if constexpr (kTokens > 1) {
     if (tokens < kTokens)
-      return dispatch_rows<T, kPrefetch, kTokens - 1>(tokens, strip, x, stride, out);
+      return dispatch_rows<T, Index, kPrefetch, kTokens - 1>(tokens, strip, x, stride, out);
   }
-  rows_times_tokens<T, kTokens, kPrefetch>(strip, x, stride, out);
+  rows_times_tokens<T, Index, kTokens, kPrefetch>(strip, x, stride, out);
 }
 
 // Tiles [begin, end) of rows, all tokens: tokens in groups whose x stays in L2, each tile of rows
 // over all token tiles of the group.
-template <typename T>
+template <typename T, typename Index>
 void rows_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
   const int64_t fits = (int64_t{48} << 10) / (a.padded > 0 ? a.padded : 1);  // 192 KB of x
   const int64_t group = fits > 4 * kRowTokens ? fits : 4 * kRowTokens;
@@ -128,9 +140,9 @@ void rows_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
     const int64_t tiles = (last - g + kRowTokens - 1) / kRowTokens;
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = a.row_ptr[tile];
-      const Strip<T> strip{static_cast<const T*>(a.values) + first * a.bk * kTile,
-                           static_cast<const int32_t*>(a.columns) + first,
-                           a.row_ptr[tile + 1] - first, a.bk};
+      const Strip<T, Index> strip{static_cast<const T*>(a.values) + first * a.bk * kTile,
+                                  static_cast<const Index*>(a.columns) + first,
+                                  a.row_ptr[tile + 1] - first, a.bk};
       RowOutput out{nullptr, a.out_features, tile_rows(tile, a.out_features), &a.epilogue};
       int64_t t = g;
       for (int64_t i = 0; i < tiles; ++i) {  // tiles of equal size, give or take one
@@ -138,9 +150,9 @@ void rows_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
         out.y = token_outputs(a.y, t, a.out_features, a.epilogue);
         const float* x = a.x + t * a.padded;
         if (few && i == 0)
-          dispatch_rows<T, true>(tokens, strip, x, a.padded, out);
+          dispatch_rows<T, Index, true>(tokens, strip, x, a.padded, out);
         else
-          dispatch_rows<T, false>(tokens, strip, x, a.padded, out);
+          dispatch_rows<T, Index, false>(tokens, strip, x, a.padded, out);
         t += tokens;
       }
     }

@@ -20,8 +20,17 @@ inline void check_matrix(const Tensor& t, int64_t rows, int64_t columns, const c
                   t.dim() > 0 ? t.size(0) : -1, ", ", t.dim() > 1 ? t.size(1) : -1, "]");
 }
 
+inline void check_shared(int64_t shared) {
+  STD_TORCH_CHECK(shared == 1 || shared == kNmTile, "expected shared = 1 or ", kNmTile, ", got ",
+                  shared);
+}
+// Whether the columns of shared rows are uint16; every column is below in_features + m.
+inline bool nm_narrow(int64_t in_features, int64_t m) {
+  return in_features + m <= 1 << 16;
+}
+
 // The prepared tensors of canonical ones; in ops/nm_prepare.cpp.
 std::pair<Tensor, Tensor> nm_prepare(Tensor values, Tensor meta, int64_t n, int64_t m,
-                                     int64_t in_features);
+                                     int64_t shared, int64_t in_features);
 
 }  // namespace evoprune::binding

@@ -1,6 +1,6 @@
 // evoprune::nm_linear on the CPU: checks, allocation, threads. The kernel is in cpu/nm_linear.cpp.
-#include "ops/linear.h"
 #include "ops/nm.h"
+#include "ops/strips.h"
 
 namespace evoprune::binding {
 
@@ -85,27 +85,58 @@ void few_tokens(const Tensor& x, NmLinearArgs args, int64_t first, int64_t token
 
 }  // namespace
 
+namespace {
+
+// 16 rows share their mask: strips of one column an entry, cpu/strips.h.
+Tensor shared_rows(const Tensor& x, const Tensor& values, const Tensor& columns,
+                   const Epilogue& epilogue, Shape shape, int n, int m) {
+  const int64_t tiles = ceil_div(shape.out_features, kNmTile);
+  const int64_t kept = nm_kept(shape.in_features, n, m);
+  const bool narrow = nm_narrow(shape.in_features, m);
+  check_prepared(values, tiles, kept, "values");
+  check_matrix(columns, tiles, kept, "meta (prepared: columns)");
+  check_dtype(columns, narrow ? ScalarType::Short : ScalarType::Int, "meta (prepared: columns)");
+  check_contiguous(columns, "meta");
+  STD_TORCH_CHECK(tiles * kept <= INT32_MAX, "more than ", INT32_MAX, " entries in strips");
+  const int64_t pointers[] = {tiles + 1};
+  Tensor row_ptr = torch::stable::new_empty(x, {pointers, 1}, ScalarType::Int);
+  int32_t* starts = static_cast<int32_t*>(row_ptr.mutable_data_ptr());
+  for (int64_t tile = 0; tile <= tiles; ++tile) starts[tile] = static_cast<int32_t>(tile * kept);
+  StripArgs args{};
+  args.epilogue = epilogue;
+  args.strip = kNmTile;
+  args.bk = 1;
+  args.narrow = narrow;
+  args.padded = kept / n * m;
+  return strip_linear(x, {values, row_ptr, columns}, shape, args, kernels().block_linear);
+}
+
+}  // namespace
+
 Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bias,
                  int64_t out_features, int64_t in_features, int64_t n64, int64_t m64,
-                 std::string activation, std::string layout, std::optional<Tensor> scale) {
+                 int64_t shared, std::string activation, std::string layout,
+                 std::optional<Tensor> scale) {
+  const Shape shape{out_features, in_features};
   check_nm(n64, m64);
-  STD_TORCH_CHECK(out_features >= 0 && in_features >= 0, "expected sizes of 0 or more, got ",
-                  out_features, " and ", in_features);
+  check_shared(shared);
+  check_shape(shape);
   const int n = static_cast<int>(n64), m = static_cast<int>(m64);
   check_stored(values, scale, x);
   const Epilogue epilogue = epilogue_of(bias, scale, x, out_features, activation);
   if (!is_prepared(layout)) {
     check_matrix(values, out_features, nm_kept(in_features, n, m), "values");
-    std::tie(values, meta) = nm_prepare(values, meta, n, m, in_features);
+    std::tie(values, meta) = nm_prepare(values, meta, n, m, shared, in_features);
   }
-  const int64_t tiles = (out_features + kNmTile - 1) / kNmTile;
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == in_features,
+                  "expected x with in_features = ", in_features, ", got ",
+                  x.dim() >= 1 ? x.size(x.dim() - 1) : -1);
+  if (shared > 1) return shared_rows(x, values, meta, epilogue, shape, n, m);
+  const int64_t tiles = ceil_div(out_features, kNmTile);
   const int64_t slots = nm_slots(in_features, n, m);
   check_prepared(values, tiles, slots, "values");
   check_prepared(meta, tiles, nm_words(in_features, n, m), "meta");
   check_dtype(meta, ScalarType::Int, "meta");
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == in_features,
-                  "expected x with in_features = ", in_features, ", got ",
-                  x.dim() >= 1 ? x.size(x.dim() - 1) : -1);
   if (!x.is_contiguous()) x = torch::stable::contiguous(x);
   Tensor y = new_output(x, out_features);
   NmLinearArgs args{};

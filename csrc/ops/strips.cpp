@@ -43,7 +43,7 @@ Tensor strip_linear(const Tensor& x, const Prepared& weight, Shape shape, StripA
   a.dtype = stored_dtype(weight.values);
   a.tokens = count_tokens(x);
   a.out_features = shape.out_features;
-  a.padded = ceil_div(shape.in_features, a.bk) * a.bk;
+  if (a.padded == 0) a.padded = ceil_div(shape.in_features, a.bk) * a.bk;
   Tensor y = new_output(x, shape.out_features);
   if (a.tokens == 0 || shape.out_features == 0) return y;
   const int64_t fits = kPanelFloats / std::max<int64_t>(1, a.padded * kernels().lanes);

@@ -25,7 +25,8 @@ Prepared bitmask_prepare(const Tensor& values, const Tensor& bits, const Tensor&
 
 using StripKernel = void (*)(const StripArgs&, int64_t, int64_t);
 
-// y = act(x W^T + b); `args` holds strip, bk and the epilogue already.
+// y = act(x W^T + b); `args` holds strip, bk, narrow and the epilogue already, and `padded` where
+// columns may lie beyond whole entries.
 Tensor strip_linear(const Tensor& x, const Prepared& weight, Shape shape, StripArgs args,
                     StripKernel kernel);
 

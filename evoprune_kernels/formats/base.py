@@ -21,6 +21,8 @@ from evoprune_kernels._check import check, check_dim, check_dtype, check_shape
 
 #: the largest group of an n:m pattern: a group's mask fits one 32-bit word
 MAX_GROUP = 32
+#: how many consecutive rows of an n:m weight may share one mask: none, or those of a vector
+SHARED_ROWS = (1, 16)
 #: the largest edge of a block
 MAX_BLOCK = 256
 #: dtypes a packed weight may store; the native kernels take the first two
@@ -40,19 +42,27 @@ class Pattern:
 
 @dataclass(frozen=True)
 class NM(Pattern):
-    """At most ``n`` kept of every ``m`` consecutive weights of a row, 1 <= n <= m <= 32."""
+    """At most ``n`` kept of every ``m`` consecutive weights of a row, 1 <= n <= m <= 32.
+
+    With ``shared`` = 16 the rows 0-15, 16-31, ... keep the same columns: a legal n:m mask that needs no permutes.
+    """
 
     n: int
     m: int
+    shared: int = 1
 
     def __post_init__(self) -> None:
+        check(
+            self.shared in SHARED_ROWS,
+            f"expected a mask shared by {SHARED_ROWS} rows, got {self.shared}",
+        )
         check(
             1 <= self.n <= self.m <= MAX_GROUP,
             f"expected a pattern n:m with 1 <= n <= m <= {MAX_GROUP}, got {self.n}:{self.m}",
         )
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}"
+        return f"{self.n}:{self.m}" + (f"v{self.shared}" if self.shared > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,8 @@ def parse_pattern(text: str | Pattern) -> Pattern:
     """The pattern that ``text`` names.
 
     Args:
-        text: ``"n:m"``, ``"block:RxC"``, ``"unstructured"`` or ``"channel"``; a Pattern is returned as it is.
+        text: ``"n:m"``, ``"n:mv16"``, ``"block:RxC"``, ``"unstructured"`` or ``"channel"``; a Pattern is returned as
+            it is.
 
     Raises:
         ValueError: if the text names no pattern, or its numbers are out of range.
@@ -100,20 +111,20 @@ def parse_pattern(text: str | Pattern) -> Pattern:
     Example:
         >>> from evoprune_kernels.formats import parse_pattern
         >>> parse_pattern("2:4")
-        NM(n=2, m=4)
+        NM(n=2, m=4, shared=1)
         >>> str(parse_pattern("block:16x16"))
         'block:16x16'
     """
     if isinstance(text, Pattern):
         return text
-    if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})", text):
-        return NM(int(found[1]), int(found[2]))
+    if found := re.fullmatch(r"(\d{1,4}):(\d{1,4})(?:v(\d{1,4}))?", text):
+        return NM(int(found[1]), int(found[2]), int(found[3] or 1))
     if found := re.fullmatch(r"block:(\d{1,4})x(\d{1,4})", text):
         return Block(int(found[1]), int(found[2]))
     if text in (named := {"unstructured": Unstructured(), "channel": Channel()}):
         return named[text]
     raise ValueError(
-        f"unknown pattern {text!r}: expected 'n:m' (such as '2:4'), 'block:RxC' (such as 'block:16x16'), "
+        f"unknown pattern {text!r}: expected 'n:m' (such as '2:4' or '2:4v16'), 'block:RxC' (such as 'block:16x16'), "
         "'unstructured' or 'channel'"
     )
 

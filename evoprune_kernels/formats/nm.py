@@ -16,6 +16,10 @@ A group that keeps fewer than n is filled up: its lowest free indices, with valu
     dense  .  .  .  a   ->  values 0 a, indices 0 3          dense  .  .  .  .   ->  values 0 0, indices 0 1
 
 An index may then lie beyond column K; its value is 0.
+
+A pattern ``n:mv16`` has one row of meta for 16 rows of values, which keep the same columns::
+
+    values  [N, G*n]                    meta    uint8 [ceil(N/16), ceil(G*n*b/8)]
 """
 
 from __future__ import annotations
@@ -87,6 +91,29 @@ def pack_nm(weight: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, Tenso
     return values.reshape(rows, kept_count), pack_indices(chosen.reshape(rows, kept_count), m)
 
 
+def pack_shared(weight: Tensor, mask: Tensor, pattern: NM) -> tuple[Tensor, Tensor]:
+    """As ``pack_nm`` for a weight whose rows share masks; ``ValueError`` names the first group that keeps too many."""
+    n, m, shared = pattern.arguments()
+    rows, columns = weight.shape
+    union = pad(mask, (0, 0, 0, -rows % shared)).unflatten(0, (-1, shared)).any(1)
+    counts = pad(union, (0, -columns % m)).unflatten(1, (-1, m)).sum(-1)
+    if bool((counts > n).any()):
+        strip, group = (counts > n).nonzero()[0].tolist()
+        raise ValueError(
+            f"weight[{strip * shared}:{min((strip + 1) * shared, rows)}, {group * m}:{min(group * m + m, columns)}] "
+            f"keeps {int(counts[strip, group])} columns, the pattern {pattern} allows {n}"
+        )
+    _, meta = pack_nm(union.to(weight.dtype), union, n, m)
+    kept = torch.where(mask, weight, torch.zeros_like(weight))
+    places = repeat_rows(columns_of(meta, n, m, columns), shared, rows)
+    return pad(kept, (0, -columns % m)).gather(1, places) + 0.0, meta
+
+
+def repeat_rows(tensor: Tensor, shared: int, rows: int) -> Tensor:
+    """Every row ``shared`` times, [rows, ...] in all: what is stored once for several rows, for each of them."""
+    return tensor if shared == 1 else tensor.repeat_interleave(shared, 0)[:rows]
+
+
 def columns_of(meta: Tensor, n: int, m: int, in_features: int) -> Tensor:
     """The column of every value: int64 [N, G*n]; a filled-up place may lie at or beyond ``in_features``."""
     count, _ = packed_sizes(n, m, in_features)
@@ -107,9 +134,10 @@ class NMWeight(PackedWeight):
 
     Args:
         values: [N, G*n], the kept weights of every group, left to right.
-        meta: uint8 [N, ceil(G*n*b/8)], their indices in the group, b bits each.
+        meta: uint8 [ceil(N/shared), ceil(G*n*b/8)], their indices in the group, b bits each.
         n, m: the pattern.
         shape: (N, K).
+        shared: how many rows share their indices, 1 or 16.
         scale: float32 [N] where values are int8, see ``quantize``.
 
     Example:
@@ -129,33 +157,39 @@ class NMWeight(PackedWeight):
     n: int
     m: int
     shape: tuple[int, int]
+    shared: int = 1
     scale: Tensor | None = None
 
     @classmethod
     def pack(cls, weight: Tensor, *arguments: Any, mask: Tensor | None = None) -> NMWeight:
-        """Pack a dense weight [N, K] as ``NMWeight.pack(weight, n, m, mask=None)``.
+        """Pack a dense weight [N, K] as ``NMWeight.pack(weight, n, m, shared=1, mask=None)``.
 
         Raises:
             ValueError: if a group keeps more than n (with its coordinates), or n, m are out of range.
         """
         pattern = NM(*arguments)
-        values, meta = pack_nm(weight, kept_mask(weight, mask), pattern.n, pattern.m)
-        return cls(values, meta, pattern.n, pattern.m, (weight.shape[0], weight.shape[1]))
+        mask = kept_mask(weight, mask)
+        if pattern.shared > 1:
+            values, meta = pack_shared(weight, mask, pattern)
+        else:
+            values, meta = pack_nm(weight, mask, pattern.n, pattern.m)
+        n, m, shared = pattern.arguments()
+        return cls(values, meta, n, m, (weight.shape[0], weight.shape[1]), shared)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], attributes: Mapping[str, str]) -> NMWeight:
         """The inverse of ``tensors()`` and ``attributes()``; validated."""
         values, meta = require_tensors(cls, tensors)
         pattern, shape = parse_attributes(cls, attributes)
-        n, m = pattern.arguments()
-        packed = cls(values, meta, n, m, shape, tensors.get("scale"))
+        n, m, shared = pattern.arguments()
+        packed = cls(values, meta, n, m, shape, shared, tensors.get("scale"))
         packed.validate()
         return packed
 
     @property
     def pattern(self) -> NM:
         """The pattern."""
-        return NM(self.n, self.m)
+        return NM(self.n, self.m, self.shared)
 
     def rows(self) -> Tensor:
         """The row of every stored value."""
@@ -163,11 +197,12 @@ class NMWeight(PackedWeight):
 
     def unpack(self) -> Tensor:
         """The dense weight [N, K]."""
-        return unpack_nm(self.float_values(), self.meta, self.n, self.m, self.shape[1])
+        meta = repeat_rows(self.meta, self.shared, self.shape[0])
+        return unpack_nm(self.float_values(), meta, self.n, self.m, self.shape[1])
 
     def validate(self) -> None:
         """Raise ``ValueError`` or ``TypeError`` unless shapes, dtypes, indices and spare bits are canonical."""
-        n, m = self.pattern.arguments()
+        n, m, shared = self.pattern.arguments()
         rows, columns = self.shape
         check(rows >= 0 and columns >= 0, f"expected a shape of two sizes, got {self.shape}")
         kept, meta_bytes = packed_sizes(n, m, columns)
@@ -176,7 +211,7 @@ class NMWeight(PackedWeight):
         check_values(self)
         check_dtype(self.meta, (torch.uint8,), "meta")
         check_shape(self.values, (rows, kept), "values")
-        check_shape(self.meta, (rows, meta_bytes), "meta")
+        check_shape(self.meta, (-(-rows // shared), meta_bytes), "meta")
         check(
             self.values.device == self.meta.device,
             f"values on {self.values.device}, meta on {self.meta.device}",
@@ -190,7 +225,7 @@ class NMWeight(PackedWeight):
         spare = kept * index_bits(m) % 8
         if spare:
             _reject(self.meta[:, -1] >> spare != 0, lambda i: f"meta of row {i[0]}: spare bits set")
-        beyond = columns_of(self.meta, n, m, columns) >= columns
+        beyond = repeat_rows(columns_of(self.meta, n, m, columns), shared, rows) >= columns
         _reject(
             beyond & (self.values != 0),
             lambda i: f"values[{i[0]}, {i[1]}] lies beyond column K = {columns} and is not 0",

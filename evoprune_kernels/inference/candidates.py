@@ -10,7 +10,7 @@ from evoprune_kernels.formats import NM, Block, Pattern, Unstructured
 from evoprune_kernels.nn.masks import block_counts, group_counts
 from evoprune_kernels.nn.packed import MAX_DENSITY
 
-GROUPS = (NM(1, 4), NM(2, 4))
+GROUPS = (NM(1, 4, 16), NM(2, 4, 16), NM(1, 4), NM(2, 4))
 BLOCKS = (Block(64, 64), Block(32, 32), Block(16, 16), Block(16, 1))
 #: unstructured weights are worth a try below this density, and below the second one for few tokens, where bytes decide
 UNSTRUCTURED_DENSITY = 0.35
@@ -24,7 +24,7 @@ MAX_BLOCK_PATTERNS = 2
 def stored_density(keep: Tensor, pattern: Pattern) -> float | None:
     """The share of the weight that ``pattern`` stores for this mask [N, K], or None if the mask breaks it."""
     if isinstance(pattern, NM):
-        fits = bool((group_counts(keep, pattern.m) <= pattern.n).all())
+        fits = bool((group_counts(keep, pattern.m, pattern.shared) <= pattern.n).all())
         return pattern.n / pattern.m if fits else None
     if isinstance(pattern, Block):
         kept, _ = block_counts(keep, pattern.rows, pattern.columns)

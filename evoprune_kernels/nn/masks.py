@@ -42,8 +42,10 @@ def check_finite(weight: Tensor, name: str) -> None:
         raise ValueError(f"{name}: weight holds {int(bad.sum())} NaN, the first at {place}")
 
 
-def group_counts(mask: Tensor, m: int) -> Tensor:
-    """How many are kept in every group of ``m`` columns: [N, ceil(K/m)]."""
+def group_counts(mask: Tensor, m: int, shared: int = 1) -> Tensor:
+    """How many columns are kept in every group of ``m``, by any of ``shared`` rows: [ceil(N/shared), ceil(K/m)]."""
+    if shared > 1:
+        mask = pad(mask, (0, 0, 0, -mask.shape[0] % shared)).unflatten(0, (-1, shared)).any(1)
     return pad(mask, (0, -mask.shape[1] % m)).unflatten(1, (-1, m)).sum(-1)
 
 
@@ -60,14 +62,16 @@ def block_counts(mask: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]
 def check_pattern(mask: Tensor, pattern: Pattern, name: str, what: str = "mask") -> None:
     """``ValueError`` naming the layer, how many groups or blocks break the pattern, and the first of them."""
     if isinstance(pattern, NM):
-        counts = group_counts(mask, pattern.m)
+        counts = group_counts(mask, pattern.m, pattern.shared)
         bad = counts > pattern.n
         if bool(bad.any()):
-            row, group = bad.nonzero()[0].tolist()
+            strip, group = bad.nonzero()[0].tolist()
             start, end = group * pattern.m, min((group + 1) * pattern.m, mask.shape[1])
+            first = strip * pattern.shared
+            rows = first if pattern.shared == 1 else f"{first}:{first + pattern.shared}"
             raise ValueError(
                 f"{name}: {what} does not obey {pattern}: {int(bad.sum())} of {bad.numel()} groups keep more than "
-                f"{pattern.n}, the first at [{row}, {start}:{end}] keeps {int(counts[row, group])}"
+                f"{pattern.n}, the first at [{rows}, {start}:{end}] keeps {int(counts[strip, group])}"
             )
     if isinstance(pattern, Block) and what == "mask":
         kept, size = block_counts(mask, pattern.rows, pattern.columns)
@@ -127,7 +131,7 @@ def choose_mask(
         check_mask(mask, weight, pattern, name)
         return mask
     if isinstance(pattern, NM):
-        return ops.select_nm(weight.abs(), pattern.n, pattern.m)
+        return ops.select_nm(weight.abs(), pattern.n, pattern.m, shared=pattern.shared)
     if isinstance(pattern, Block):
         rows, columns = pattern.rows, pattern.columns
         if sparsity is not None:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from evoprune_kernels import ops
 from evoprune_kernels.formats.base import NM, Block, Channel
+from evoprune_kernels.formats.nm import repeat_rows
+from evoprune_kernels.ops.select_nm import sum_strips
 from evoprune_kernels.optim._layout import is_distributed
 from evoprune_kernels.optim.config import PruneConfig
 
@@ -35,7 +37,9 @@ def select(config: PruneConfig, scores: Tensor, kept: float) -> Tensor:
     """
     pattern = config.parsed
     if isinstance(pattern, NM):
-        return select_nm_ramp(scores, pattern.n, pattern.m, kept)
+        strips = sum_strips(scores, pattern.shared)
+        mask = select_nm_ramp(strips, pattern.n, pattern.m, kept)
+        return repeat_rows(mask, pattern.shared, scores.shape[0])
     if isinstance(pattern, Block):
         return ops.select_block(scores, pattern.rows, pattern.columns, kept)
     if isinstance(pattern, Channel):

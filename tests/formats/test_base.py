@@ -13,6 +13,7 @@ from evoprune_kernels.formats import NM, Block, Channel, Unstructured, parse_pat
     "text, pattern",
     [
         ("2:4", NM(2, 4)),
+        ("2:4v16", NM(2, 4, 16)),
         ("block:16x1", Block(16, 1)),
         ("unstructured", Unstructured()),
         ("channel", Channel()),
@@ -33,9 +34,9 @@ def test_unknown_names_are_quoted(text):
     assert repr(text) in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["0:4", "5:4", "2:33", "block:0x4", "block:4x257"])
+@pytest.mark.parametrize("text", ["0:4", "5:4", "2:33", "2:4v8", "block:0x4", "block:4x257"])
 def test_numbers_out_of_range(text):
-    with pytest.raises(ValueError, match=text.removeprefix("block:")):
+    with pytest.raises(ValueError, match=text.removeprefix("block:").rpartition("v")[2]):
         parse_pattern(text)
 
 

@@ -25,6 +25,7 @@ def weights(dtype: torch.dtype = torch.float32) -> dict[str, PackedWeight | torc
         "h.0.fc": NMWeight.pack(dense, 2, 4, mask=mask),
         "h.0.proj": BlockWeight.pack(dense, 4, 4, mask=blocks),
         "h.1.fc": BitmaskWeight.pack(dense, mask=torch.rand(9, 22) < 0.3),
+        "h.1.proj": NMWeight.pack(dense, 2, 4, 16, mask=mask[:1].expand(9, -1)),
         "h.0.bias": torch.randn(9).to(dtype),
         "step": torch.tensor(7),
     }
@@ -72,7 +73,7 @@ def test_any_safetensors_reader_reads_the_tensors(tmp_path):
     assert torch.equal(plain["h.0.fc.meta"], saved["h.0.fc"].meta)
     assert torch.equal(plain["h.0.proj.col_idx"], saved["h.0.proj"].col_idx)
     assert torch.equal(plain["h.0.bias"], saved["h.0.bias"])
-    assert len(plain) == 2 + 3 + 3 + 2
+    assert len(plain) == 2 + 3 + 3 + 2 + 2
 
 
 def test_shared_memory_and_views_are_written_whole(tmp_path):

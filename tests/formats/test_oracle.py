@@ -77,6 +77,30 @@ def test_nm(n, m, dtype, given):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n, m", [(2, 4), (1, 4), (3, 5), (7, 32)])
+def test_nm_of_shared_rows(n, m, dtype):
+    """The oracle packs every row by itself with the mask that its strip shares."""
+    for shape in [*SHAPES, (35, 130)]:
+        rows, columns = shape
+        weight, _ = weight_and_mask(shape, dtype, 1.0)
+        scores = torch.randint(0, 4, (-(-rows // 16), columns)).float()
+        chosen = torch.from_numpy(native.select_nm(scores.numpy(), n, m))
+        shared = chosen.repeat_interleave(16, 0)[:rows]
+        shared[-1:] &= torch.rand(1, columns) < 0.8  # of a row or a whole strip: also under-full
+        union = torch.stack(
+            [shared[r - r % 16 : r - r % 16 + 16].any(0) for r in range(rows)] or [shared.any(0)]
+        )
+        union = union[:rows]
+        packed = NMWeight.pack(weight, n, m, 16, mask=shared)
+        packed.validate()
+        kept = torch.where(shared, weight, torch.zeros_like(weight))
+        values, meta = native.nm_pack(array(kept), n, m, union.numpy())
+        assert_same_bits(packed.values, values)
+        assert_same_bits(packed.meta, meta[::16])
+        assert_same_bits(packed.unpack(), native.nm_unpack(values, meta, n, m, columns))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bn, bk", EDGES)
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0, None])
 def test_block(bn, bk, dtype, density):

@@ -9,7 +9,7 @@ import torch
 
 from evoprune_kernels import formats, ops
 
-PATTERNS = ("2:4", "3:8", "block:4x3", "block:16x16", "unstructured")
+PATTERNS = ("2:4", "2:4v16", "3:8", "block:4x3", "block:16x16", "unstructured")
 
 
 def pruned(pattern, rows=37, columns=45, dtype=torch.float32):
@@ -21,8 +21,8 @@ def pruned(pattern, rows=37, columns=45, dtype=torch.float32):
         return weight * ops.select_block(weight.abs().float(), bn, bk, 0.4)
     if pattern == "unstructured":
         return weight * ops.select_topk(weight.abs().float(), 0.3)
-    n, m = map(int, pattern.split(":"))
-    return weight * ops.select_nm(weight.abs().float(), n, m)
+    n, m, shared = formats.parse_pattern(pattern).arguments()
+    return weight * ops.select_nm(weight.abs().float(), n, m, shared=shared)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -11,7 +11,7 @@ from evoprune_kernels import _select
 from evoprune_kernels.ops import OPS
 from tests.tolerance import assert_accurate
 
-PATTERNS = ["2:4", "1:4", "block:16x16", "unstructured"]
+PATTERNS = ["2:4", "1:4", "2:4v16", "block:16x16", "unstructured"]
 
 
 def use_references(monkeypatch):

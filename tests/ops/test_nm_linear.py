@@ -31,7 +31,7 @@ def oracle(x, weight, bias, activation, dtype):
 
 def call(x, packed, bias=None, activation="none", layout="cpu", impl=None):
     tensors = ops.prepare(packed) if layout == "cpu" else (packed.values, packed.meta)
-    rest = (*packed.shape, packed.n, packed.m, activation, layout)
+    rest = (*packed.shape, *packed.pattern.arguments(), activation, layout)
     return ops.nm_linear.OP(x, *tensors, bias, *rest, impl=impl)
 
 
@@ -192,7 +192,7 @@ def test_the_cpu_layout_has_no_gradient_for_values():
     x, packed, _ = small()
     values, meta = ops.prepare(packed)
     with pytest.raises(RuntimeError, match="layout 'cpu' is for inference"):
-        ops.nm_linear.OP(x, values.requires_grad_(), meta, None, 33, 61, 2, 4, "none", "cpu")
+        ops.nm_linear.OP(x, values.requires_grad_(), meta, None, 33, 61, 2, 4, 1, "none", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_the_op_itself_refuses_what_does_not_fit():
     """The second wall: the raw op, which the public function would not have called."""
     x, packed, bias = small()
     values, meta = ops.prepare(packed)
-    good = [x, values, meta, bias, 33, 61, 2, 4, "none", "cpu"]
+    good = [x, values, meta, bias, 33, 61, 2, 4, 1, "none", "cpu"]
     ops.nm_linear.OP(*good)
     for position, wrong, match in [
         (0, torch.zeros(2, 60), "in_features = 61, got 60"),
@@ -229,8 +229,9 @@ def test_the_op_itself_refuses_what_does_not_fit():
         (2, meta[:1], "meta"),
         (3, torch.zeros(34), "bias"),
         (6, 5, "n=5"),
-        (8, "tanh", "tanh"),
-        (9, "gpu", "gpu"),
+        (8, 4, "shared = 1 or 16, got 4"),
+        (9, "tanh", "tanh"),
+        (10, "gpu", "gpu"),
     ]:
         arguments = list(good)
         arguments[position] = wrong
@@ -242,7 +243,7 @@ def test_the_op_itself_refuses_what_does_not_fit():
 def test_opcheck(layout):
     x, packed, bias = small()
     tensors = ops.prepare(packed) if layout == "cpu" else (packed.values, packed.meta)
-    arguments = (x.requires_grad_(), *tensors, bias, 33, 61, 2, 4, "gelu", layout)
+    arguments = (x.requires_grad_(), *tensors, bias, 33, 61, 2, 4, 1, "gelu", layout)
     torch.library.opcheck(torch.ops.evoprune.nm_linear.default, arguments)
 
 

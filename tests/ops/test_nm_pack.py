@@ -37,6 +37,20 @@ def test_pack_and_unpack_match_the_format(case, isa, threads):
     assert same_bits(ops.nm_unpack(packed, impl="reference"), dense)
 
 
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_pack_of_shared_rows(impl):
+    weight = torch.randn(35, 30)
+    mask = ops.select_nm(weight.abs(), 2, 4, shared=16)
+    expected = NMWeight.pack(weight, 2, 4, 16, mask=mask)
+    packed = ops.nm_pack(weight, 2, 4, mask, shared=16, impl=impl)
+    assert same_bits(packed.values, expected.values) and same_bits(packed.meta, expected.meta)
+    assert packed.meta.shape[0] == 3
+    assert same_bits(ops.nm_unpack(packed, impl=impl), torch.where(mask, weight, 0.0) + 0.0)
+    mask[17, :3] = True
+    with pytest.raises((ValueError, RuntimeError), match="keeps"):
+        ops.nm_pack(weight, 2, 4, mask, shared=16, impl=impl)
+
+
 def test_literal():
     packed = ops.nm_pack(torch.tensor([[0.0, 5.0, 0.0, 6.0, 7.0, 8.0, 0.0, 0.0]]), 2, 4)
     assert packed.values.tolist() == [[5.0, 6.0, 7.0, 8.0]]
@@ -57,12 +71,13 @@ def test_prepare_literal():
 
 @pytest.mark.parametrize("case", PREPARE_CASES, ids=lambda c: c.name)
 def test_prepare_matches_its_reference_and_inverts(case, isa, threads):
-    values, meta, n, m, columns = case.args()
-    expected = nm_prepare_reference(values, meta, n, m, columns)
-    packed = NMWeight(values, meta, n, m, (values.shape[0], columns))
+    values, meta, n, m, shared, columns = case.args()
+    expected = nm_prepare_reference(values, meta, n, m, shared, columns)
+    packed = NMWeight(values, meta, n, m, (values.shape[0], columns), shared)
+    packed.validate()
     for got, wanted in zip(ops.prepare(packed), expected, strict=True):
         assert same_bits(got, wanted)
-    dense = unprepare(*expected, values.shape[0], columns, (n, m))
+    dense = unprepare(*expected, values.shape[0], columns, (n, m, shared))
     assert same_bits(dense, packed.unpack())
 
 
@@ -108,6 +123,8 @@ def test_prepare_rejects_an_index_beyond_the_group(impl):
     broken = dataclasses.replace(packed, meta=torch.full_like(packed.meta, 3))
     with pytest.raises((ValueError, RuntimeError), match="an index 3, expected less than m = 3"):
         ops.nm_prepare(broken, impl=impl)
+    with pytest.raises((ValueError, RuntimeError), match="expected less than m = 3"):
+        ops.nm_prepare(dataclasses.replace(broken, shared=16), impl=impl)
 
 
 def test_refusals():
@@ -131,4 +148,4 @@ def test_opcheck():
     opcheck = torch.library.opcheck
     opcheck(evoprune.nm_pack.default, (weight.requires_grad_(), mask, n, m))
     opcheck(evoprune.nm_unpack.default, (values.clone().requires_grad_(), meta, n, m, columns))
-    opcheck(evoprune.nm_prepare.default, (values, meta, n, m, columns))
+    opcheck(evoprune.nm_prepare.default, (values, meta, n, m, 1, columns))

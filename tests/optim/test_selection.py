@@ -39,6 +39,18 @@ def test_nm_ramp(shape, kept):
     assert torch.equal(select_nm_ramp(scores, 2, 4, kept), nm_ramp_by_hand(scores, 2, 4, kept))
 
 
+def test_shared_rows_keep_the_same_columns():
+    """2:4v16: the mask of the sums over 16 rows, the last strip of fewer rows; a ramp keeps whole strips dense."""
+    w = torch.nn.Parameter(torch.randn(40, 32))
+    sums = torch.stack([part.detach().abs().sum(0) for part in w.split(16)])
+    optimizer = prune_now([w], magnitude("2:4v16", start=1))
+    expected = ek.ops.select_nm(sums, 2, 4).repeat_interleave(16, 0)[:40]
+    assert torch.equal(optimizer.masks()[w], expected)
+    assert torch.equal(ek.ops.select_nm(w.detach().abs(), 2, 4, shared=16), expected)
+    assert optimizer.sparsity_report()["sparsity"] == 0.5
+    assert ek.ops.nm_pack(w.detach(), 2, 4, shared=16).meta.shape == (3, 4)
+
+
 def test_nm_ramp_that_keeps_all():
     assert select_nm_ramp(torch.rand(3, 8), 4, 4, 1.0).all()
 

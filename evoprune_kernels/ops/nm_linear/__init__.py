@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from evoprune_kernels.formats import NMWeight
+from evoprune_kernels.formats.nm import repeat_rows
 from evoprune_kernels.ops._linear import (
     check_linear,
     grad_of_bias,
@@ -29,6 +30,7 @@ def _fake(
     in_features: int,
     n: int,
     m: int,
+    shared: int,
     activation: str,
     layout: str,
     scale: Tensor | None = None,
@@ -39,7 +41,7 @@ def _fake(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, meta, bias, *ctx.numbers, scale = inputs
     refuse_grad_of_scale("nm_linear", scale is not None and ctx.needs_input_grad[len(inputs) - 1])
-    activation, layout = ctx.numbers[4:]
+    activation, layout = ctx.numbers[5:]
     if layout == "cpu" and ctx.needs_input_grad[1]:
         raise RuntimeError(
             "nm_linear: the layout 'cpu' is for inference and has no gradient for values; "
@@ -57,30 +59,32 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, values, meta, bias, scale, output = ctx.saved_tensors
-    out_features, in_features, n, m, activation, layout = ctx.numbers
+    out_features, in_features, n, m, shared, activation, layout = ctx.numbers
 
     def preactivation() -> Tensor:
-        return OP(x, values, meta, bias, out_features, in_features, n, m, "none", layout, scale)
+        return OP(x, values, meta, bias, *ctx.numbers[:5], "none", layout, scale)
 
     grad = grad_of_preactivation(grad, activation, output, preactivation)
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
         if layout == "cpu" or scale is not None:
-            weight = dense_weight(values, meta, (out_features, in_features), (n, m), layout)
+            shape, pattern = (out_features, in_features), (n, m, shared)
+            weight = dense_weight(values, meta, shape, pattern, layout)
         else:
-            weight = UNPACK(values, meta, n, m, in_features)
+            weight = UNPACK(values, repeat_rows(meta, shared, out_features), n, m, in_features)
         grad_x = grad @ scaled(weight, scale, grad.dtype)
     if ctx.needs_input_grad[1]:
         grad_weight = grad.reshape(-1, out_features).t() @ x.reshape(-1, in_features)
-        grad_values = gather_kept(grad_weight, meta, n, m).to(values.dtype)
+        places = repeat_rows(meta, shared, out_features)
+        grad_values = gather_kept(grad_weight, places, n, m).to(values.dtype)
     if bias is not None and ctx.needs_input_grad[3]:
         grad_bias = grad_of_bias(grad, bias)
-    return grad_x, grad_values, None, grad_bias, *[None] * 7
+    return grad_x, grad_values, None, grad_bias, *[None] * 8
 
 
 OP = define(
     "nm_linear(Tensor x, Tensor values, Tensor meta, Tensor? bias, int out_features, int in_features, "
-    "int n, int m, str activation, str layout, Tensor? scale=None) -> Tensor",
+    "int n, int m, int shared, str activation, str layout, Tensor? scale=None) -> Tensor",
     reference=nm_linear_reference,
     fake=_fake,
     setup_context=_setup,
@@ -120,7 +124,7 @@ def nm_linear(
         dense product has 0 * inf = NaN. Gradients: of x, bias and ``packed.values`` (stored places only); dX and dW
         are dense products with the unpacked weight.
         This call lays the weight out anew each time; to run it often use ``ops.prepare`` and
-        ``ops.nm_linear.OP(x, *ops.prepare(packed), bias, N, K, n, m, activation, "cpu")``.
+        ``ops.nm_linear.OP(x, *ops.prepare(packed), bias, N, K, n, m, shared, activation, "cpu")``.
 
     Example:
         >>> import torch
@@ -131,20 +135,8 @@ def nm_linear(
     """
     check_packed(packed)
     check_linear(x, packed, bias, activation)
-    (out_features, in_features), n, m = packed.shape, packed.n, packed.m
-    tensors = (packed.values, packed.meta, bias)
-    return OP(
-        x,
-        *tensors,
-        out_features,
-        in_features,
-        n,
-        m,
-        activation,
-        "canonical",
-        packed.scale,
-        impl=impl,
-    )
+    numbers = (*packed.shape, *packed.pattern.arguments(), activation, "canonical", packed.scale)
+    return OP(x, packed.values, packed.meta, bias, *numbers, impl=impl)
 
 
 nm_linear.OP = OP  # type: ignore[attr-defined]

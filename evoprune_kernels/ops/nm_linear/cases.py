@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from evoprune_kernels.formats import NMWeight
+from evoprune_kernels.formats import NM, NMWeight
+from evoprune_kernels.formats.nm import repeat_rows
 from evoprune_kernels.ops._op import Case
 from evoprune_kernels.ops.nm_pack.cases import random_weight
 
@@ -14,7 +15,7 @@ from evoprune_kernels.ops.nm_pack.cases import random_weight
 def _case(
     tokens: tuple[int, ...],
     shape: tuple[int, int],
-    pattern: tuple[int, int] = (2, 4),
+    pattern: tuple[int, int] | tuple[int, int, int] = (2, 4),
     dtype: torch.dtype = torch.float32,
     bias: torch.dtype | None = torch.float32,
     activation: str = "none",
@@ -22,7 +23,9 @@ def _case(
     rows, columns = shape
 
     def make(generator: torch.Generator) -> tuple[Any, ...]:
-        weight, mask = random_weight(generator, rows, columns, *pattern)
+        weight, mask = random_weight(generator, rows, columns, *pattern[:2])
+        if len(pattern) == 3:  # a group of rows keeps the columns of its first row
+            mask = repeat_rows(mask[:: pattern[2]], pattern[2], rows)
         packed = NMWeight.pack(weight.to(dtype), *pattern, mask=mask)
         x = torch.randn(*tokens, columns, generator=generator).to(dtype)
         b = None if bias is None else torch.randn(rows, generator=generator).to(bias)
@@ -30,7 +33,7 @@ def _case(
 
     size = "x".join(map(str, (*tokens, *shape)))
     bias_name = "nobias" if bias is None else f"bias-{str(bias)[6:]}"
-    name = f"{size}-{pattern[0]}of{pattern[1]}-{str(dtype)[6:]}-{bias_name}-{activation}"
+    name = f"{size}-{NM(*pattern)}-{str(dtype)[6:]}-{bias_name}-{activation}"
     return Case(name, make)
 
 
@@ -64,6 +67,16 @@ CASES = [
         for t in (1, 9)
         for pattern in [(2, 5), (3, 7), (9, 16), (2, 12), (5, 17), (7, 32), (32, 32)]
     ],
+    *[
+        _case((t,), shape, (2, 4, 16), activation="relu")
+        for t in (1, 2, 5, 13, 40)
+        for shape in [(16, 32), (35, 101), (48, 3)]
+    ],
+    _case((3,), (0, 32), (2, 4, 16)),
+    _case((3,), (16, 0), (2, 4, 16)),
+    _case((4,), (20, 90), (3, 7, 16)),
+    _case((7,), (33, 100), (2, 4, 16), dtype=BF16, bias=BF16),
+    _case((2,), (17, 70000), (1, 32, 16)),  # columns of 32 bits
     _case((1,), (33, 100), dtype=BF16),
     _case((11,), (33, 100), dtype=BF16, bias=BF16, activation="gelu"),
     _case((70,), (33, 128), dtype=BF16, bias=None, activation="relu"),

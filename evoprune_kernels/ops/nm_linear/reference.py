@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evoprune_kernels.formats.nm import unpack_nm
+from evoprune_kernels.formats.nm import repeat_rows, unpack_nm
 from evoprune_kernels.ops._linear import check_layout, linear_dense
 from evoprune_kernels.ops.nm_prepare.reference import unprepare
 
 
 def dense_weight(
-    values: Tensor, meta: Tensor, shape: tuple[int, int], pattern: tuple[int, int], layout: str
+    values: Tensor,
+    meta: Tensor,
+    shape: tuple[int, int],
+    pattern: tuple[int, int, int],
+    layout: str,
 ) -> Tensor:
     """The dense weight [N, K] of the tensors of either layout."""
     check_layout(layout)
     if layout == "cpu":
         return unprepare(values, meta, *shape, pattern)
-    return unpack_nm(values, meta, *pattern, shape[1])
+    n, m, shared = pattern
+    return unpack_nm(values, repeat_rows(meta, shared, shape[0]), n, m, shape[1])
 
 
 def nm_linear_reference(
@@ -28,10 +33,11 @@ def nm_linear_reference(
     in_features: int,
     n: int,
     m: int,
+    shared: int,
     activation: str,
     layout: str,
     scale: Tensor | None = None,
 ) -> Tensor:
     """``act(x W^T + bias)``; see ``nm_linear``."""
-    weight = dense_weight(values, meta, (out_features, in_features), (n, m), layout)
+    weight = dense_weight(values, meta, (out_features, in_features), (n, m, shared), layout)
     return linear_dense(x, weight, bias, activation, scale)

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from evoprune_kernels._check import check
 from evoprune_kernels.formats import NM, NMWeight
 from evoprune_kernels.formats.base import kept_mask
-from evoprune_kernels.formats.nm import columns_of, packed_sizes
+from evoprune_kernels.formats.nm import columns_of, packed_sizes, repeat_rows
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.nm_pack.reference import nm_pack_reference, nm_unpack_reference
 
@@ -71,7 +71,13 @@ UNPACK = define(
 
 
 def nm_pack(
-    weight: Tensor, n: int, m: int, mask: Tensor | None = None, *, impl: str | None = None
+    weight: Tensor,
+    n: int,
+    m: int,
+    mask: Tensor | None = None,
+    *,
+    shared: int = 1,
+    impl: str | None = None,
 ) -> NMWeight:
     """Pack a dense weight whose mask obeys n:m.
 
@@ -82,6 +88,7 @@ def nm_pack(
         n: kept in a group.
         m: group size, at most 32.
         mask: bool [N, K], True = keep; None keeps ``weight != 0``.
+        shared: 16 where groups of 16 rows keep the same columns.
         impl: insist on an implementation.
 
     Returns:
@@ -100,10 +107,17 @@ def nm_pack(
         >>> ops.nm_pack(torch.tensor([[0.0, 5.0, 0.0, 6.0]]), 2, 4).values
         tensor([[5., 6.]])
     """
-    pattern = NM(n, m)
+    pattern = NM(n, m, shared)
     mask = kept_mask(weight, mask)
-    values, meta = OP(weight, mask, n, m, impl=impl)
-    return NMWeight(values, meta, pattern.n, pattern.m, (weight.shape[0], weight.shape[1]))
+    shape = (weight.shape[0], weight.shape[1])
+    if shared == 1:
+        values, meta = OP(weight, mask, n, m, impl=impl)
+        return NMWeight(values, meta, pattern.n, pattern.m, shape)
+    union = pad(mask, (0, 0, 0, -shape[0] % shared)).unflatten(0, (-1, shared)).any(1)
+    _, meta = OP(union.to(weight.dtype), union, n, m, impl=impl)
+    kept = torch.where(mask, weight, torch.zeros_like(weight)) + 0.0
+    values = gather_kept(kept, repeat_rows(meta, shared, shape[0]), n, m)
+    return NMWeight(values, meta, pattern.n, pattern.m, shape, shared)
 
 
 def nm_unpack(packed: NMWeight, *, impl: str | None = None) -> Tensor:
@@ -124,7 +138,10 @@ def nm_unpack(packed: NMWeight, *, impl: str | None = None) -> Tensor:
     """
     check_packed(packed)
     return UNPACK(
-        packed.float_values(), packed.meta, packed.n, packed.m, packed.shape[1], impl=impl
+        packed.float_values(),
+        repeat_rows(packed.meta, packed.shared, packed.shape[0]),
+        *(packed.n, packed.m, packed.shape[1]),
+        impl=impl,
     )
 
 
@@ -132,8 +149,9 @@ def check_packed(packed: NMWeight) -> None:
     """Raise ``ValueError`` unless the tensors have the shapes of the pattern (indices: ``packed.validate()``)."""
     kept, meta_bytes = packed_sizes(packed.n, packed.m, packed.shape[1])
     rows = packed.shape[0]
+    strips = -(-rows // packed.shared)
     check(
-        packed.values.shape == (rows, kept) and packed.meta.shape == (rows, meta_bytes),
-        f"expected values {(rows, kept)} and meta {(rows, meta_bytes)} for {packed.pattern} of {packed.shape}, "
+        packed.values.shape == (rows, kept) and packed.meta.shape == (strips, meta_bytes),
+        f"expected values {(rows, kept)} and meta {(strips, meta_bytes)} for {packed.pattern} of {packed.shape}, "
         f"got {tuple(packed.values.shape)} and {tuple(packed.meta.shape)}",
     )

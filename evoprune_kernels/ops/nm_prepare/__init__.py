@@ -8,11 +8,22 @@ from torch import Tensor
 from evoprune_kernels.formats import NMWeight
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.nm_pack import check_packed
-from evoprune_kernels.ops.nm_prepare.reference import TILE, nm_prepare_reference, prepared_sizes
+from evoprune_kernels.ops.nm_prepare.reference import (
+    TILE,
+    index_dtype,
+    nm_prepare_reference,
+    prepared_sizes,
+)
 
 
-def _fake(values: Tensor, meta: Tensor, n: int, m: int, in_features: int) -> tuple[Tensor, Tensor]:
+def _fake(
+    values: Tensor, meta: Tensor, n: int, m: int, shared: int, in_features: int
+) -> tuple[Tensor, Tensor]:
     tiles, slots, words = prepared_sizes(values.shape[0], n, m, in_features)
+    if shared == TILE:
+        kept = values.shape[1]
+        columns = meta.new_empty(tiles, kept, dtype=index_dtype(in_features, m))
+        return values.new_empty(tiles, kept, TILE), columns
     return (
         values.new_empty(tiles, slots, TILE),
         values.new_empty(tiles, words, TILE, dtype=torch.int32),
@@ -20,7 +31,7 @@ def _fake(values: Tensor, meta: Tensor, n: int, m: int, in_features: int) -> tup
 
 
 OP = define(
-    "nm_prepare(Tensor values, Tensor meta, int n, int m, int in_features) -> (Tensor, Tensor)",
+    "nm_prepare(Tensor values, Tensor meta, int n, int m, int shared, int in_features) -> (Tensor, Tensor)",
     reference=nm_prepare_reference,
     fake=_fake,
 )
@@ -35,7 +46,8 @@ def nm_prepare(packed: NMWeight, *, impl: str | None = None) -> tuple[Tensor, Te
 
     Returns:
         ``(values [tiles, slots, 16], meta int32 [tiles, words, 16])``: tiles of 16 rows, drawn in
-        csrc/cpu/nm_layout.h. A cache: never saved, not differentiable.
+        csrc/core/nm_layout.h; where 16 rows share their mask, meta holds the columns themselves, int16 (read as
+        unsigned) or int32 [tiles, slots]. A cache: never saved, not differentiable.
 
     Raises:
         ValueError: if the tensors of ``packed`` do not have the shapes of its pattern.
@@ -49,4 +61,5 @@ def nm_prepare(packed: NMWeight, *, impl: str | None = None) -> tuple[Tensor, Te
         (torch.Size([1, 16, 16]), torch.Size([1, 1, 16]))
     """
     check_packed(packed)
-    return OP(packed.values.detach(), packed.meta, packed.n, packed.m, packed.shape[1], impl=impl)
+    numbers = (*packed.pattern.arguments(), packed.shape[1])
+    return OP(packed.values.detach(), packed.meta, *numbers, impl=impl)
