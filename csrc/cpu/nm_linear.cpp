@@ -19,8 +19,8 @@
 //
 // Work unit: (token block, row tile). Every sum runs over the slots in one fixed order that depends
 // only on the token's place in its block, so the result is the same for every number of threads.
-// float32 sums. Source of the tiling: the 2:4 compressed layout of Mishra et al., "Accelerating
-// Sparse Deep Neural Networks", 2021, turned to rows.
+// float32 sums, in pieces of kSumPiece slots. Source of the tiling: the 2:4 compressed layout of
+// Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021, turned to rows.
 #include "core/nm_layout.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
@@ -94,9 +94,13 @@ EVOPRUNE_INLINE void add_word(Vec (&acc)[B::tokens][B::vecs][B::chains], const f
 // Any n: one slot after the other.
 template <class P, class B, typename T>
 EVOPRUNE_INLINE void add_slots(const NmLinearArgs& a, Vec (&acc)[B::tokens][B::vecs][B::chains],
-                               const float* x, const T* values, const int32_t* meta) {
-  int in_group = 0;
-  for (int64_t w = 0; w < a.slots / P::per_word; ++w, meta += kNmTile) {
+                               const float* x, const T* values, const int32_t* meta, int64_t from,
+                               int64_t to) {
+  int in_group = static_cast<int>(from * P::per_word % a.n);
+  x += from * P::per_word / a.n * a.m;
+  values += from * P::per_word * kNmTile;
+  meta += from * kNmTile;
+  for (int64_t w = from; w < to; ++w, meta += kNmTile) {
     IVec index[B::vecs];
     for (int v = 0; v < B::vecs; ++v) index[v] = load_bits<IVec>(meta + v * kLanes);
     for (int s = 0; s < P::per_word; ++s, values += kNmTile) {
@@ -118,7 +122,7 @@ EVOPRUNE_INLINE void add_slots(const NmLinearArgs& a, Vec (&acc)[B::tokens][B::v
   }
 }
 
-// sums[t, 0:16] (+)= the words [from, to) of one tile, for B::tokens tokens that start at x.
+// sums[t, 0:16] (+)= the piece of words [from, to) of one tile, for B::tokens tokens that start at x.
 template <class P, class B, typename T>
 static void tile_sums(const NmLinearArgs& a, int64_t tile, int64_t from, int64_t to, const float* x,
                       float* sums) {
@@ -129,12 +133,8 @@ static void tile_sums(const NmLinearArgs& a, int64_t tile, int64_t from, int64_t
     const T* values = static_cast<const T*>(a.values) + tile * a.slots * kNmTile + v0 * kLanes;
     const int32_t* meta = a.meta + tile * words * kNmTile + v0 * kLanes;
     Vec acc[B::tokens][B::vecs][B::chains] = {};
-    if (from > 0)
-      for (int t = 0; t < B::tokens; ++t)
-        for (int v = 0; v < B::vecs; ++v)
-          acc[t][v][0] = load(sums + t * kNmTile + (v0 + v) * kLanes);
     if constexpr (P::n == 0) {
-      add_slots<P, B>(a, acc, x, values, meta);
+      add_slots<P, B>(a, acc, x, values, meta, from, to);
     } else {
       constexpr int groups = P::per_word / P::n;
       for (int64_t w = from; w < to; ++w)
@@ -145,7 +145,8 @@ static void tile_sums(const NmLinearArgs& a, int64_t tile, int64_t from, int64_t
       for (int v = 0; v < B::vecs; ++v) {
         Vec sum = acc[t][v][0];
         for (int c = 1; c < B::chains; ++c) sum += acc[t][v][c];
-        store(sums + t * kNmTile + (v0 + v) * kLanes, sum);
+        float* total = sums + t * kNmTile + (v0 + v) * kLanes;
+        store(total, from == 0 ? sum : load(total) + sum);
       }
   }
 }
@@ -162,7 +163,7 @@ static void finish_tile(const NmLinearArgs& a, int64_t tile, int64_t token, int 
 // piece of a tile stay in L1.
 template <class P, typename T>
 static void full_block(const NmLinearArgs& a, int64_t token, int64_t from, int64_t to) {
-  constexpr int64_t kPiece = 4 * P::n;  // words: 256 columns
+  constexpr int64_t kPiece = kSumPiece / P::per_word;  // words
   alignas(64) float sums[kStripTiles][kTokens * kNmTile];
   const int64_t words = a.slots / P::per_word;
   const float* x = a.x + token * a.x_stride;
@@ -177,12 +178,16 @@ static void full_block(const NmLinearArgs& a, int64_t token, int64_t from, int64
 // B::tokens < kTokens tokens with a strip of tiles.
 template <class P, class B, typename T>
 static void some_tokens(const NmLinearArgs& a, int64_t token, int64_t from, int64_t to) {
+  constexpr int64_t kPiece = kSumPiece / P::per_word;  // words
   float sums[B::tokens * kNmTile];
+  const int64_t words = a.slots / P::per_word;
   const float* x =
       a.x + (a.panels ? token / kTokens * kTokens * a.x_stride + token % kTokens * a.token_step
                       : token * a.token_step);
   for (int64_t tile = from; tile < to; ++tile) {
-    tile_sums<P, B, T>(a, tile, 0, a.slots / P::per_word, x, sums);
+    tile_sums<P, B, T>(a, tile, 0, kPiece < words ? kPiece : words, x, sums);
+    for (int64_t w = kPiece; w < words; w += kPiece)
+      tile_sums<P, B, T>(a, tile, w, w + kPiece < words ? w + kPiece : words, x, sums);
     finish_tile(a, tile, token, B::tokens, sums);
   }
 }

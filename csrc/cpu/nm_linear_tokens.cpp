@@ -15,7 +15,8 @@
 // L1 while a strip of row tiles passes; the sums of the strip lie in L2 between pieces.
 //
 // Work unit: (panel, row tile). Every sum runs over the slots in order: the result is the same for
-// every number of threads. float32 sums. Weights: layout "cpu" of core/nm_layout.h.
+// every number of threads. float32 sums, in the pieces of 64 columns. Weights: layout "cpu" of
+// core/nm_layout.h.
 #include "core/nm_layout.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
@@ -45,8 +46,7 @@ EVOPRUNE_INLINE void add_rows(const T* values, const int32_t* meta, const float*
                               int64_t words, bool first, float* sums) {
   Vec acc[kRows][kVectors];
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v)
-      acc[r][v] = first ? zero() : load(sums + r * kPanel + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
   const char* x = reinterpret_cast<const char*>(panel);
   for (int64_t w = 0; w < words; ++w) {
     uint32_t word[kRows];
@@ -67,7 +67,10 @@ EVOPRUNE_INLINE void add_rows(const T* values, const int32_t* meta, const float*
     x += kPerWord / n * 4 * kColumnBytes;
   }
   for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kVectors; ++v) store(sums + r * kPanel + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* total = sums + r * kPanel + v * kLanes;
+      store(total, first ? acc[r][v] : load(total) + acc[r][v]);
+    }
 }
 
 // The sums of a tile, token by token, to y.

@@ -9,7 +9,7 @@
 //
 // One token: the weights stream once, each line prefetched 4 KB ahead; several accumulators hide
 // the latency of the multiply-add. Sums are float32, in the order of the entries (of `kSplit`
-// interleaved runs for few tokens), which does not depend on threads.
+// interleaved runs for few tokens) and in pieces of kSumPiece terms: no dependence on threads.
 #pragma once
 
 #include "cpu/strips.h"
@@ -34,10 +34,17 @@ constexpr int split_of(int accumulators) {
   return accumulators >= 6 ? 1 : accumulators >= 3 ? 2 : accumulators == 2 ? 4 : 8;
 }
 
+// Entries whose terms make a piece of each of `split` sums (kSumPiece); an entry is never split.
+EVOPRUNE_INLINE int64_t entries_of_piece(int split, int bk) {
+  const int64_t entries = int64_t{split} * kSumPiece / bk;
+  return entries > 0 ? entries : 1;
+}
+
 template <typename T, int kTokens, bool kPrefetch>
 struct RowTile {
   static constexpr int kSplit = split_of(kTokens * kRowVectors);
-  Vec acc[kSplit][kTokens][kRowVectors];
+  Vec acc[kSplit][kTokens][kRowVectors];  // of a piece, in registers
+  Vec total[kTokens][kRowVectors];
 
   EVOPRUNE_INLINE void step(int s, const T* w, const float* x, int64_t stride) {
     if constexpr (kPrefetch) prefetch(reinterpret_cast<const char*>(w) + 4096);
@@ -51,23 +58,20 @@ struct RowTile {
     }
   }
 
-  // x: the first token of the tile, rows `stride` floats apart.
+  // The entries [e, end): their steps in kSplit interleaved sums.
   template <typename Index>
-  EVOPRUNE_INLINE void run(const Strip<T, Index>& strip, const float* x, int64_t stride) {
-    for (auto& part : acc)
-      for (auto& token : part)
-        for (Vec& v : token) v = zero();
-    const T* w = strip.values;
+  EVOPRUNE_INLINE void add_entries(const Strip<T, Index>& strip, int64_t e, int64_t end,
+                                   const float* x, int64_t stride) {
+    const T* w = strip.values + e * strip.bk * kTile;
     if constexpr (Strip<T, Index>::kSingle) {
-      int64_t e = 0;
-      for (; e + kSplit <= strip.entries; e += kSplit) {
+      for (; e + kSplit <= end; e += kSplit) {
 #pragma GCC unroll 8
         for (int s = 0; s < kSplit; ++s, w += kTile) step(s, w, x + strip.columns[e + s], stride);
       }
-      for (; e < strip.entries; ++e, w += kTile) step(0, w, x + strip.columns[e], stride);
+      for (; e < end; ++e, w += kTile) step(0, w, x + strip.columns[e], stride);
       return;
     }
-    for (int64_t e = 0; e < strip.entries; ++e) {
+    for (; e < end; ++e) {
       const float* xe = x + strip.columns[e];
       int k = 0;
       for (; k + kSplit <= strip.bk; k += kSplit) {
@@ -79,10 +83,25 @@ struct RowTile {
     }
   }
 
-  EVOPRUNE_INLINE Vec total(int t, int v) const {
-    Vec s = acc[0][t][v];
-    for (int i = 1; i < kSplit; ++i) s += acc[i][t][v];
-    return s;
+  // The total of all entries, piece by piece; x: the first token, rows `stride` floats apart.
+  template <typename Index>
+  EVOPRUNE_INLINE void run(const Strip<T, Index>& strip, const float* x, int64_t stride) {
+    const int64_t piece = entries_of_piece(kSplit, strip.bk);
+    int64_t e = 0;
+    do {
+      for (auto& part : acc)
+        for (auto& token : part)
+          for (Vec& v : token) v = zero();
+      const int64_t end = strip.entries - e < piece ? strip.entries : e + piece;
+      add_entries(strip, e, end, x, stride);
+      for (int t = 0; t < kTokens; ++t)
+        for (int v = 0; v < kRowVectors; ++v) {
+          Vec sum = acc[0][t][v];
+          for (int s = 1; s < kSplit; ++s) sum += acc[s][t][v];
+          total[t][v] = e == 0 ? sum : total[t][v] + sum;
+        }
+      e = end;
+    } while (e < strip.entries);
   }
 };
 
@@ -107,13 +126,13 @@ void rows_times_tokens(const Strip<T, Index>& strip, const float* x, int64_t str
       const Vec scale = load_scale(e, row, kLanes), bias = load_bias(e, row, kLanes);
       float* y = static_cast<float*>(out.y) + row;
       for (int t = 0; t < kTokens; ++t, y += out.stride)
-        store(y, fma(tile.total(t, v), scale, bias));
+        store(y, fma(tile.total[t][v], scale, bias));
     }
     return;
   }
   float sums[kTokens][kTile];
   for (int t = 0; t < kTokens; ++t)
-    for (int v = 0; v < kRowVectors; ++v) store(sums[t] + v * kLanes, tile.total(t, v));
+    for (int v = 0; v < kRowVectors; ++v) store(sums[t] + v * kLanes, tile.total[t][v]);
   for (int t = 0; t < kTokens; ++t)
     finish(token_outputs(out.y, t, out.stride, e), sums[t], e, out.rows.row, out.rows.count);
 }

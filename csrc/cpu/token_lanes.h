@@ -8,7 +8,7 @@
 // A kept weight costs one broadcast and `width` multiply-adds whose operand is in L1 or L2; R rows
 // share each load of the panel. One token: scalar, x itself is the panel; with R = 1 and wide
 // blocks the dot product runs along the columns instead. Sums are float32, in the order of the
-// entries (of kSplit interleaved runs), which does not depend on threads.
+// entries (of kSplit interleaved runs) and in pieces of kSumPiece terms: no dependence on threads.
 #pragma once
 
 #include "cpu/row_lanes.h"
@@ -43,8 +43,8 @@ struct TokenTile {
   }
 
   template <typename Index>
-  EVOPRUNE_INLINE void run(const T* w, const Index* columns, int64_t entries, int bk,
-                           const float* panel) {
+  EVOPRUNE_INLINE void add_entries(const T* w, const Index* columns, int64_t entries, int bk,
+                                   const float* panel) {
     for (auto& part : acc)
       for (auto& row : part)
         for (Vec& v : row) v = zero();
@@ -68,6 +68,26 @@ struct TokenTile {
       for (; k < bk; ++k, w += R, x += kWidth) step(0, w, x);
     }
   }
+
+  // sums [R][width]: the total of all entries, piece by piece.
+  template <typename Index>
+  EVOPRUNE_INLINE void run(const T* w, const Index* columns, int64_t entries, int bk,
+                           const float* panel, float* sums) {
+    const int64_t piece = entries_of_piece(kSplit, bk);
+    int64_t e = 0;
+    do {
+      const int64_t count = entries - e < piece ? entries - e : piece;
+      add_entries(w + e * bk * R, columns + e, count, bk, panel);
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < kVectors; ++v) {
+          Vec sum = acc[0][r][v];
+          for (int s = 1; s < kSplit; ++s) sum += acc[s][r][v];
+          float* total = sums + r * kWidth + v * kLanes;
+          store(total, e == 0 ? sum : load(total) + sum);
+        }
+      e += count;
+    } while (e < entries);
+  }
 };
 
 // sums [16][width] of one tile, rows beyond the last strip left alone
@@ -77,13 +97,8 @@ void tokens_tile(const Strips<T, Index>& s, const float* panel, float* sums) {
   for (int64_t i = 0; i < s.strips; ++i) {
     const int64_t first = s.row_ptr[i];
     TokenTile<T, R, kVectors> tile;
-    tile.run(s.values + first * s.bk * R, s.columns + first, s.row_ptr[i + 1] - first, s.bk, panel);
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < kVectors; ++v) {
-        Vec total = tile.acc[0][r][v];
-        for (int p = 1; p < TokenTile<T, R, kVectors>::kSplit; ++p) total += tile.acc[p][r][v];
-        store(sums + (i * R + r) * kWidth + v * kLanes, total);
-      }
+    tile.run(s.values + first * s.bk * R, s.columns + first, s.row_ptr[i + 1] - first, s.bk, panel,
+             sums + i * R * kWidth);
   }
 }
 
@@ -127,10 +142,16 @@ void one_token_tile(const Strips<T, Index>& s, const float* x, float* sums) {
       for (; e < entries; ++e, w += R)
         for (int r = 0; r < R; ++r) acc[0][r] = fma(to_float(w[r]), x[columns[e]], acc[0][r]);
     } else {
-      for (int64_t e = 0; e < entries; ++e) {
-        const float* xe = x + columns[e];
-        for (int k = 0; k < s.bk; ++k, w += R)
-          for (int r = 0; r < R; ++r) acc[0][r] = fma(to_float(w[r]), xe[k], acc[0][r]);
+      const int64_t piece = entries_of_piece(1, s.bk);
+      for (int64_t e = 0; e < entries;) {
+        const int64_t end = entries - e < piece ? entries : e + piece;
+        float part[R] = {};
+        for (; e < end; ++e) {
+          const float* xe = x + columns[e];
+          for (int k = 0; k < s.bk; ++k, w += R)
+            for (int r = 0; r < R; ++r) part[r] = fma(to_float(w[r]), xe[k], part[r]);
+        }
+        for (int r = 0; r < R; ++r) acc[0][r] += part[r];
       }
     }
     for (int r = 0; r < R; ++r) sums[i * R + r] = (acc[0][r] + acc[1][r]) + (acc[2][r] + acc[3][r]);
