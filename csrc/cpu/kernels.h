@@ -92,7 +92,9 @@ struct PanelArgs {
   DType dtype;
 };
 
-// A weight in strips (cpu/strips.h) times panels of x; a work unit is a tile of 16 rows.
+// A weight in strips (cpu/strips.h) times panels of x; a work unit is a tile of 16 rows. With strips
+// of 16 rows at least kStripGroup tokens pass a tile of weights while it is in L2.
+inline constexpr int64_t kStripGroup = 48;
 struct StripArgs {
   const float* x;  // rows [tokens, padded] or panels
   void* y;         // [tokens, out_features] of epilogue.y_dtype

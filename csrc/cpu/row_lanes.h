@@ -17,7 +17,9 @@
 namespace evoprune::EVOPRUNE_ISA {
 
 inline constexpr int kRowVectors = kTile / kLanes;
-inline constexpr int kRowTokens = EVOPRUNE_LEVEL == 2 ? 12 : EVOPRUNE_LEVEL == 1 ? 6 : 2;
+inline constexpr int kRowTokens = EVOPRUNE_LEVEL == 2 ? 16 : EVOPRUNE_LEVEL == 1 ? 6 : 2;
+// Of a tile that others follow: as many rows of x as have their addresses in registers.
+inline constexpr int64_t kRowTokensOfMany = EVOPRUNE_LEVEL == 2 ? 12 : kRowTokens;
 
 // One strip: where its entries are. Columns of uint16 are those of entries of one column (16x1
 // blocks, 2:4v16).
@@ -137,14 +139,22 @@ void rows_times_tokens(const Strip<T, Index>& strip, const float* x, int64_t str
     finish(token_outputs(out.y, t, out.stride, e), sums[t], e, out.rows.row, out.rows.count);
 }
 
+// The sizes of tiles: few, so that the code stays small; a size above 4 drops to the next even one,
+// above 8 to the next multiple of 4.
+constexpr int next_smaller(int tokens) {
+  return tokens > 8 ? tokens - 4 : tokens > 4 ? tokens - 2 : tokens - 1;
+}
+
+// The largest tile of at most `left` tokens; returns how many it took.
 template <typename T, typename Index, bool kPrefetch, int kTokens = kRowTokens>
-EVOPRUNE_INLINE void dispatch_rows(int tokens, const Strip<T, Index>& strip, const float* x,
-                                   int64_t stride, const RowOutput& out) {
+EVOPRUNE_INLINE int64_t dispatch_rows(int64_t left, const Strip<T, Index>& strip, const float* x,
+                                      int64_t stride, const RowOutput& out) {
   if constexpr (kTokens > 1) {
-    if (tokens < kTokens)
-      return dispatch_rows<T, Index, kPrefetch, kTokens - 1>(tokens, strip, x, stride, out);
+    if (left < kTokens)
+      return dispatch_rows<T, Index, kPrefetch, next_smaller(kTokens)>(left, strip, x, stride, out);
   }
   rows_times_tokens<T, Index, kTokens, kPrefetch>(strip, x, stride, out);
+  return kTokens;
 }
 
 // Tiles [begin, end) of rows, all tokens: tokens in groups whose x stays in L2, each tile of rows
@@ -152,27 +162,24 @@ EVOPRUNE_INLINE void dispatch_rows(int tokens, const Strip<T, Index>& strip, con
 template <typename T, typename Index>
 void rows_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
   const int64_t fits = (int64_t{48} << 10) / (a.padded > 0 ? a.padded : 1);  // 192 KB of x
-  const int64_t group = fits > 4 * kRowTokens ? fits : 4 * kRowTokens;
-  const bool few = a.tokens <= 4 * kRowTokens;
+  const int64_t group = fits > kStripGroup ? fits : kStripGroup;
+  const bool few = a.tokens <= kStripGroup;
   for (int64_t g = 0; g < a.tokens; g += group) {
     const int64_t last = a.tokens - g < group ? a.tokens : g + group;
-    const int64_t tiles = (last - g + kRowTokens - 1) / kRowTokens;
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = a.row_ptr[tile];
       const Strip<T, Index> strip{static_cast<const T*>(a.values) + first * a.bk * kTile,
                                   static_cast<const Index*>(a.columns) + first,
                                   a.row_ptr[tile + 1] - first, a.bk};
       RowOutput out{nullptr, a.out_features, tile_rows(tile, a.out_features), &a.epilogue};
-      int64_t t = g;
-      for (int64_t i = 0; i < tiles; ++i) {  // tiles of equal size, give or take one
-        const int tokens = static_cast<int>((last - t + tiles - i - 1) / (tiles - i));
+      for (int64_t t = g; t < last;) {
         out.y = token_outputs(a.y, t, a.out_features, a.epilogue);
         const float* x = a.x + t * a.padded;
-        if (few && i == 0)
-          dispatch_rows<T, Index, true>(tokens, strip, x, a.padded, out);
+        const int64_t left = last - t, most = left > kRowTokens ? kRowTokensOfMany : left;
+        if (few && t == g)
+          t += dispatch_rows<T, Index, true>(most, strip, x, a.padded, out);
         else
-          dispatch_rows<T, Index, false>(tokens, strip, x, a.padded, out);
-        t += tokens;
+          t += dispatch_rows<T, Index, false>(most, strip, x, a.padded, out);
       }
     }
   }

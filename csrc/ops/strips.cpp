@@ -7,30 +7,57 @@ namespace {
 
 constexpr int64_t kPanelFloats = 32 << 10;  // 128 KB: within L2 and the pages of the first TLB
 constexpr int64_t kGrainWork = 64 << 10;    // multiply-adds that are worth a thread
+constexpr int64_t kChunkFloats = 96 << 10;  // 384 KB: what is packed at a time stays in L2
+constexpr int64_t kAliasFloats = 512;       // rows this far apart share the sets of an L1 cache
 
-struct Panels {
-  Tensor owner;
-  const float* data;
-};
+// Floats from a row of x to the next, for kernels that read many rows at the same column: never a
+// multiple of 2 KB, or the rows drive each other out of the 8 ways of a set.
+int64_t row_stride(int64_t padded, int64_t tokens) {
+  return tokens > 4 && padded % kAliasFloats == 0 ? padded + 16 : padded;
+}
 
-// x as the kernel reads it: itself where it already is [tokens, padded] of float and needs no
-// transposing.
-Panels panels_of(const Tensor& x, const StripArgs& a, int64_t in_features) {
-  const Tensor dense = x.is_contiguous() ? x : torch::stable::contiguous(x);
-  const bool rows = a.strip == 16 || a.tokens == 1;
-  if (rows && a.epilogue.y_dtype == DType::f32 && a.padded == in_features)
-    return {dense, data_of<float>(dense)};
+// Whether the kernel reads x row by row; panels of transposed tokens otherwise.
+bool reads_rows(const StripArgs& a) {
+  return a.strip == 16 || a.tokens == 1;
+}
+
+// The product with a.x as the kernel reads it.
+void run_product(const StripArgs& a, StripKernel kernel, int64_t values) {
+  const int64_t tiles = ceil_div(a.out_features, 16), work = values / tiles * a.tokens;
+  run(kernel, a, tiles, std::max<int64_t>(1, kGrainWork / std::max<int64_t>(1, work)));
+}
+
+// x of a.tokens tokens -> what the kernel reads, at `out`.
+void pack(const void* x, int64_t in_features, const StripArgs& a, float* out) {
+  const bool rows = reads_rows(a);
   const int64_t step = rows ? 1 : int64_t{a.panel_vectors} * kernels().lanes;
-  const int64_t count = ceil_div(a.tokens, step);
-  const int64_t size[] = {count * step * a.padded};
-  Tensor panels = torch::stable::new_empty(dense, {size, 1}, ScalarType::Float);
-  float* out = static_cast<float*>(panels.mutable_data_ptr());
   const PanelArgs args{
-      dense.const_data_ptr(), out, a.tokens, in_features, a.padded, rows ? 0 : a.panel_vectors,
-      a.epilogue.y_dtype};
+      x, out, a.tokens, in_features, a.padded, rows ? 0 : a.panel_vectors, a.epilogue.y_dtype};
   const int64_t work = std::max<int64_t>(1, step * a.padded);
-  run(kernels().pack_panels, args, count, std::max<int64_t>(1, kGrainWork / work));
-  return {panels, out};
+  run(kernels().pack_panels, args, ceil_div(a.tokens, step),
+      std::max<int64_t>(1, kGrainWork / work));
+}
+
+// The product in chunks of tokens whose packed x (transposed, padded or widened) stays in L2: packed
+// all at once it would go to memory and back, through pages not touched before.
+void in_chunks(const Tensor& x, StripArgs a, StripKernel kernel, int64_t values) {
+  const int64_t in_features = x.size(x.dim() - 1), tokens = a.tokens;
+  const int64_t element = a.epilogue.y_dtype == DType::f32 ? 4 : 2;  // of x and y
+  const int64_t step = reads_rows(a) ? kStripGroup : int64_t{a.panel_vectors} * kernels().lanes;
+  const int64_t fit = kChunkFloats / std::max<int64_t>(1, step * a.padded);
+  const int64_t chunk = std::max<int64_t>(1, fit) * step;
+  const int64_t size[] = {std::min(chunk, ceil_div(tokens, step) * step) * a.padded};
+  Tensor packed = torch::stable::new_empty(x, {size, 1}, ScalarType::Float);
+  float* out = static_cast<float*>(packed.mutable_data_ptr());
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  char* y = static_cast<char*>(a.y);
+  a.x = out;
+  for (int64_t token = 0; token < tokens; token += chunk) {
+    a.tokens = std::min(chunk, tokens - token);
+    a.y = y + token * a.out_features * element;
+    pack(from + token * in_features * element, in_features, a, out);
+    run_product(a, kernel, values);
+  }
 }
 
 }  // namespace
@@ -44,20 +71,23 @@ Tensor strip_linear(const Tensor& x, const Prepared& weight, Shape shape, StripA
   a.tokens = count_tokens(x);
   a.out_features = shape.out_features;
   if (a.padded == 0) a.padded = ceil_div(shape.in_features, a.bk) * a.bk;
+  if (a.strip == 16) a.padded = row_stride(a.padded, a.tokens);
   Tensor y = new_output(x, shape.out_features);
   if (a.tokens == 0 || shape.out_features == 0) return y;
   const int64_t fits = kPanelFloats / std::max<int64_t>(1, a.padded * kernels().lanes);
   a.panel_vectors = static_cast<int>(std::clamp<int64_t>(fits, 2, 8));
   a.panel_vectors = std::min(a.panel_vectors, std::max(1, 8 / a.strip));
-  const Panels panels = panels_of(x, a, shape.in_features);
-  a.x = panels.data;
+  const Tensor dense = x.is_contiguous() ? x : torch::stable::contiguous(x);
   a.y = y.mutable_data_ptr();
   a.values = weight.values.const_data_ptr();
   a.row_ptr = data_of<int32_t>(weight.row_ptr);
   a.columns = weight.columns.const_data_ptr();
-  const int64_t tiles = ceil_div(shape.out_features, 16);
-  const int64_t work = weight.values.numel() / tiles * a.tokens;
-  run(kernel, a, tiles, std::max<int64_t>(1, kGrainWork / std::max<int64_t>(1, work)));
+  if (reads_rows(a) && a.epilogue.y_dtype == DType::f32 && a.padded == shape.in_features) {
+    a.x = data_of<float>(dense);
+    run_product(a, kernel, weight.values.numel());
+  } else {
+    in_chunks(dense, a, kernel, weight.values.numel());
+  }
   return y;
 }
 
