@@ -134,7 +134,8 @@ def test_activations_over_the_whole_range(activation, isa):
     y = call(x, packed, None, activation)[:, 0]
     truth = ACTIVATE[activation](points.double())
     same = ACTIVATE[activation](points)
-    assert torch.equal(y.isnan(), same.isnan())
+    # float64 says what is special: torch's own AVX-512 float32 gelu is NaN at infinity and inf at 3e38
+    assert torch.equal(y.isnan(), truth.isnan())
     for low, high in [
         (-1, 1),
         (-5, 5),
@@ -144,7 +145,8 @@ def test_activations_over_the_whole_range(activation, isa):
         inside = (points >= low) & (points <= high)
         assert_accurate(y[inside], truth[inside], same[inside])
     finite = points.isfinite()
-    assert torch.equal(y[~finite].nan_to_num(nan=7.0), same[~finite].nan_to_num(nan=7.0))
+    special_truth = truth[~finite].float()
+    assert torch.equal(y[~finite].nan_to_num(nan=7.0), special_truth.nan_to_num(nan=7.0))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
