@@ -46,6 +46,17 @@ def encode(model, inputs):
         return model(**inputs).last_hidden_state
 
 
+def assert_texts_accurate(sparse, dense, model, inputs):
+    """The law on the tokens of the texts; ``model``, dense, gives the truth.
+
+    Not on padding: nothing reads it, and there one feature magnifies rounding so much that exact products, rounded to
+    float32, are further off than torch's. The bound is the tighter for it (1.6e-5, with padding 5.3e-5).
+    """
+    real = inputs["attention_mask"].bool()
+    truth = encode(copy.deepcopy(model).double(), inputs)
+    assert_accurate(sparse[real], truth[real], dense[real])
+
+
 @pytest.mark.parametrize(
     "pattern, sparsity", [("2:4", None), ("block:16x16", 0.5)], ids=["2to4", "block"]
 )
@@ -63,7 +74,7 @@ def test_equals_the_masked_dense_model(model, inputs, pattern, sparsity):
     sparse = encode(model, inputs)
     ek.export(model)
     dense = encode(model, inputs)
-    assert_accurate(sparse, encode(model.double(), inputs), dense)
+    assert_texts_accurate(sparse, dense, model, inputs)
 
 
 def test_save_pretrained_and_load(model, inputs, tmp_path):
@@ -91,6 +102,5 @@ def test_optimize_for_inference(model, inputs):
     )
     assert all(layer.sparse or layer.reason for layer in report.layers)
     assert all(layer.max_error <= 2 * layer.dense_error + 2e-6 for layer in timed)
-    assert_accurate(
-        encode(model, inputs), encode(copy.deepcopy(ek.export(model)).double(), inputs), dense
-    )
+    sparse = encode(model, inputs)
+    assert_texts_accurate(sparse, dense, ek.export(model), inputs)
