@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "native/formats.h"
+#include "native/plan.h"
 
 #ifndef EVOPRUNE_SANITIZED
 #define EVOPRUNE_SANITIZED 0
@@ -181,6 +182,22 @@ py::dict cpu_features() {
   return d;
 }
 
+py::list py_plan(const std::string& pattern, int64_t out_features, int64_t in_features,
+                 int64_t tokens, const std::string& level, int value_bytes) {
+  py::list parts;
+  for (const PlanPart& part :
+       plan({pattern, out_features, in_features, tokens, level, value_bytes})) {
+    py::dict d;
+    d["kernel"] = part.kernel;
+    d["lanes"] = part.lanes;
+    d["tokens"] = part.tokens;
+    d["panel"] = part.panel;
+    d["chunk"] = part.chunk;
+    parts.append(d);
+  }
+  return parts;
+}
+
 }  // namespace
 }  // namespace evoprune::native
 
@@ -190,6 +207,9 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Build facts, CPU features and the packed formats on numpy arrays, without torch.";
   m.def("build_info", &native::build_info, "How this library was compiled.");
   m.def("cpu_features", &native::cpu_features, "Instruction sets of this CPU; empty off x86.");
+  m.def("plan", &native::py_plan, arg("pattern"), arg("out_features"), arg("in_features"),
+        arg("tokens"), arg("level"), arg("value_bytes") = 4,
+        "Which kernel takes which tokens: a list of parts (csrc/core/plan.h).");
   m.def("nm_pack", &native::py_nm_pack, arg("weight"), arg("n"), arg("m"), arg("mask") = py::none(),
         "weight [N, K] -> (values, meta)");
   m.def("nm_unpack", &native::py_nm_unpack, arg("values"), arg("meta"), arg("n"), arg("m"),

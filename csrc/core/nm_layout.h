@@ -28,10 +28,8 @@
 namespace evoprune {
 
 inline constexpr int kNmTile = 16;
-// Tokens of a panel of x: where rows lie in lanes (cpu/pack_rows.cpp), where tokens do
-// (cpu/pack_panels.cpp).
+// Tokens of a panel of x where rows lie in lanes (cpu/pack_rows.cpp).
 inline constexpr int kNmPanel = 8;
-inline constexpr int kNmTokenPanel = 64;
 
 inline int nm_canonical_bits(int m) {  // max(1, ceil(log2 m))
   int bits = 1;
@@ -62,6 +60,10 @@ inline int32_t nm_read_index(const uint8_t* meta, int64_t i, int bits) {
   int32_t word = p[0];
   if (shift + bits > 8) word |= p[1] << 8;
   return (word >> shift) & ((1 << bits) - 1);
+}
+// Whether there is a kernel with tokens in lanes (cpu/nm_linear_tokens.cpp).
+inline bool nm_has_panels(int n, int m) {
+  return m == 4 && n <= 2;
 }
 // Floats that the kernel looks at from the start of a group.
 inline int nm_window(int m) {

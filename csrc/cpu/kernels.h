@@ -90,11 +90,11 @@ struct PanelArgs {
   int64_t tokens, columns, padded;
   int vectors;  // of a panel; 0: a panel is one token's row
   DType dtype;
+  bool whole;  // the last panel is as wide as the others
 };
 
 // A weight in strips (cpu/strips.h) times panels of x; a work unit is a tile of 16 rows. With strips
-// of 16 rows at least kStripGroup tokens pass a tile of weights while it is in L2.
-inline constexpr int64_t kStripGroup = 48;
+// of 16 rows group_tokens pass a tile of weights while it is in L2.
 struct StripArgs {
   const float* x;  // rows [tokens, padded] or panels
   void* y;         // [tokens, out_features] of epilogue.y_dtype
@@ -104,6 +104,7 @@ struct StripArgs {
   int64_t tokens, out_features, padded;
   int strip, bk;  // rows of a strip, columns of an entry
   int panel_vectors;
+  int64_t group_tokens;
   bool narrow;  // columns are uint16; of 16-row strips with bk = 1, and of a bitmask
   DType dtype;  // of values
   Epilogue epilogue;
@@ -155,7 +156,7 @@ struct NmPrepareArgs {
 };
 
 // y = act(x W^T + bias), W in layout "cpu"; a work unit is a (token block, row tile) pair: unit
-// block * tiles + tile. A block of nm_linear is block_tokens, of nm_linear_tokens kNmTokenPanel.
+// block * tiles + tile. A block of nm_linear is block_tokens, of nm_linear_tokens panel_tokens.
 struct NmLinearArgs {
   const float* x;  // rows or panels; padded to what the last slot may read
   bool panels;
@@ -166,7 +167,10 @@ struct NmLinearArgs {
   int64_t rows, slots;
   int n, m;
   int64_t block_tokens;  // a multiple of kNmPanel
-  void* y;               // [tokens, rows] of epilogue.y_dtype
+  int panel_tokens;      // of nm_linear_tokens: 16, 32 or 64
+  int64_t piece_bytes;   // of a panel that stay in L1 while tiles pass
+  int64_t l2_bytes;
+  void* y;  // [tokens, rows] of epilogue.y_dtype
   Epilogue epilogue;
 };
 

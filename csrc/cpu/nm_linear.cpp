@@ -37,10 +37,9 @@ struct Pattern {
   static constexpr int per_word = 32 / bits;
 };
 
-constexpr int kVecs = kNmTile / kLanes;     // vectors in a tile
-constexpr int kTokens = kNmPanel;           // of the largest block
-constexpr int64_t kStripBytes = 192 << 10;  // weights of a strip, in L2
-constexpr int64_t kStripTiles = 64;
+constexpr int kVecs = kNmTile / kLanes;  // vectors in a tile
+constexpr int kTokens = kNmPanel;        // of the largest block
+constexpr int64_t kStripTiles = 64;      // whose weights take at most 3/8 of L2
 constexpr int kUnrolledGroups =
     kLanes == 4 ? 1 : 16;  // at baseline: seconds to compile, not minutes
 
@@ -197,7 +196,7 @@ static void some_tokens(const NmLinearArgs& a, int64_t token, int64_t from, int6
 template <class P, typename T>
 static void region(const NmLinearArgs& a, int64_t begin, int64_t end, int64_t first, int64_t last) {
   const int64_t tile_bytes = a.slots * kNmTile * static_cast<int64_t>(sizeof(T)) + 1;
-  const int64_t fitting = kStripBytes / tile_bytes + 1;
+  const int64_t fitting = a.l2_bytes * 3 / 8 / tile_bytes + 1;
   const int64_t strip = fitting < kStripTiles ? fitting : kStripTiles;
   for (int64_t from = first; from < last; from += strip) {
     const int64_t to = from + strip < last ? from + strip : last;

@@ -60,7 +60,7 @@ void pack(const PanelArgs& a, int64_t begin, int64_t end) {
       pad_row(x, panel, a.columns, a.padded);
     else
       transpose_panel(x, panel, a, left < step ? left : step,
-                      panel_vectors(left, a.vectors) * kLanes);
+                      (a.whole ? a.vectors : panel_vectors(left, a.vectors)) * kLanes);
   }
 }
 

@@ -18,11 +18,11 @@ namespace evoprune::EVOPRUNE_ISA {
 
 inline constexpr int kRowVectors = kTile / kLanes;
 inline constexpr int kRowTokens = EVOPRUNE_LEVEL == 2 ? 16 : EVOPRUNE_LEVEL == 1 ? 6 : 2;
+inline constexpr int64_t kFewTokens = 48;  // up to these the weights are prefetched
 // Of a tile that others follow: as many rows of x as have their addresses in registers.
 inline constexpr int64_t kRowTokensOfMany = EVOPRUNE_LEVEL == 2 ? 12 : kRowTokens;
 
-// One strip: where its entries are. Columns of uint16 are those of entries of one column (16x1
-// blocks, 2:4v16).
+// One strip: where its entries are. Columns of uint16 are those of entries of one column (2:4v16).
 template <typename T, typename Index>
 struct Strip {
   static constexpr bool kSingle = sizeof(Index) == 2;
@@ -65,7 +65,7 @@ struct RowTile {
   EVOPRUNE_INLINE void add_entries(const Strip<T, Index>& strip, int64_t e, int64_t end,
                                    const float* x, int64_t stride) {
     const T* w = strip.values + e * strip.bk * kTile;
-    if constexpr (Strip<T, Index>::kSingle) {
+    if (Strip<T, Index>::kSingle || strip.bk == 1) {
       for (; e + kSplit <= end; e += kSplit) {
 #pragma GCC unroll 8
         for (int s = 0; s < kSplit; ++s, w += kTile) step(s, w, x + strip.columns[e + s], stride);
@@ -161,11 +161,9 @@ EVOPRUNE_INLINE int64_t dispatch_rows(int64_t left, const Strip<T, Index>& strip
 // over all token tiles of the group.
 template <typename T, typename Index>
 void rows_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
-  const int64_t fits = (int64_t{48} << 10) / (a.padded > 0 ? a.padded : 1);  // 192 KB of x
-  const int64_t group = fits > kStripGroup ? fits : kStripGroup;
-  const bool few = a.tokens <= kStripGroup;
-  for (int64_t g = 0; g < a.tokens; g += group) {
-    const int64_t last = a.tokens - g < group ? a.tokens : g + group;
+  const bool few = a.tokens <= kFewTokens;
+  for (int64_t g = 0; g < a.tokens; g += a.group_tokens) {
+    const int64_t last = a.tokens - g < a.group_tokens ? a.tokens : g + a.group_tokens;
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = a.row_ptr[tile];
       const Strip<T, Index> strip{static_cast<const T*>(a.values) + first * a.bk * kTile,

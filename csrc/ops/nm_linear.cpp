@@ -1,4 +1,7 @@
 // evoprune::nm_linear on the CPU: checks, allocation, threads. The kernel is in cpu/nm_linear.cpp.
+#include <atomic>
+
+#include "core/plan.h"
 #include "ops/nm.h"
 #include "ops/strips.h"
 
@@ -24,27 +27,42 @@ Pointer token_of(Pointer data, DType dtype, int64_t first, int64_t columns) {
   return data + first * columns * (dtype == DType::f32 ? 4 : 2);
 }
 
-// How many of the tokens go in lanes (cpu/nm_linear_tokens.cpp): whole panels. Depends on sizes
-// alone.
-int64_t tokens_in_lanes(int64_t tokens, int n, int m) {
-  return m == 4 && n <= 2 ? tokens - tokens % kNmTokenPanel : 0;
+constexpr int64_t kPlanned = -1;
+std::atomic<int64_t> forced_panel{kPlanned};
+
+plan::NmPlan plan_of(const NmLinearArgs& a, int64_t tokens) {
+  const bool panels = nm_has_panels(a.n, a.m);
+  if (const int64_t panel = forced_panel; panel != kPlanned && tokens > 0) {
+    plan::NmPlan plan;
+    plan.add({panels ? static_cast<int>(panel) : plan::kRows, tokens}, 0);
+    return plan;
+  }
+  const int bytes = a.dtype == DType::f32 ? 4 : a.dtype == DType::bf16 ? 2 : 1;
+  return plan::NmPlanner({tiles_of(a), a.slots, bytes, panels}, plan::nm_costs(kernels().lanes),
+                         caches())
+      .plan(tokens);
 }
 
-void many_tokens(const Tensor& x, NmLinearArgs args, int64_t tokens, const Tensor& y) {
+void many_tokens(const Tensor& x, NmLinearArgs args, int64_t first, plan::NmPart part,
+                 const Tensor& y) {
+  const int64_t tokens = part.tokens, width = part.panel;
   const int64_t columns = x.size(x.dim() - 1), padded = args.slots / args.n * args.m;
-  const int64_t panels = tokens / kNmTokenPanel;
-  const int64_t sizes[] = {panels, padded, kNmTokenPanel};
+  const int64_t panels = ceil_div(tokens, width);
+  const void* from =
+      token_of(static_cast<const char*>(x.const_data_ptr()), args.epilogue.y_dtype, first, columns);
+  const int64_t sizes[] = {panels, padded, width};
   Tensor packed = torch::stable::new_empty(x, {sizes, 3}, ScalarType::Float);
   float* out = static_cast<float*>(packed.mutable_data_ptr());
-  const int vectors = kNmTokenPanel / kernels().lanes;
-  const PanelArgs pack{x.const_data_ptr(),   out, tokens, columns, padded, vectors,
-                       args.epilogue.y_dtype};
+  const int vectors = part.panel / kernels().lanes;
+  const PanelArgs pack{from, out, tokens, columns, padded, vectors, args.epilogue.y_dtype, true};
   run(kernels().pack_panels, pack, panels, 1);
   args.x = out;
   args.panels = true;
   args.tokens = tokens;
   args.x_stride = padded;
-  args.y = y.mutable_data_ptr();
+  args.panel_tokens = part.panel;
+  args.y =
+      token_of(static_cast<char*>(y.mutable_data_ptr()), args.epilogue.y_dtype, first, args.rows);
   run(kernels().nm_linear_tokens, args, panels * tiles_of(args), 1 + 1024 / (args.slots + 1));
 }
 
@@ -56,7 +74,7 @@ void few_tokens(const Tensor& x, NmLinearArgs args, int64_t first, int64_t token
   const int64_t last_group = args.slots == 0 ? 0 : (args.slots - 1) / args.n * args.m;
   const int64_t readable = args.slots == 0 ? 0 : last_group + nm_window(args.m);
   // panels for the patterns whose kernel reads them; copied rows where padding is needed
-  const int panel = args.m == 4 && args.n <= 2 && tokens >= kNmPanel ? kNmPanel : 1;
+  const int panel = nm_has_panels(args.n, args.m) && tokens >= kNmPanel ? kNmPanel : 1;
   const int64_t stride = (std::max(readable, columns) + 3) / 4 * 4;
   const bool as_it_is = panel == 1 && args.epilogue.y_dtype == DType::f32 && readable <= columns;
   const int64_t panels = (tokens + panel - 1) / panel;
@@ -148,14 +166,35 @@ Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bia
   args.n = n;
   args.m = m;
   args.epilogue = epilogue;
-  const int64_t tokens = count_tokens(x), in_lanes = tokens_in_lanes(tokens, n, m);
-  if (in_lanes > 0) many_tokens(x, args, in_lanes, y);
-  if (tokens > in_lanes) few_tokens(x, args, in_lanes, tokens - in_lanes, y);
+  args.l2_bytes = caches().l2;
+  args.piece_bytes = caches().l1 / 2;
+  const plan::NmPlan plan = plan_of(args, count_tokens(x));
+  for (int64_t i = 0, first = 0; i < plan.count; first += plan.parts[i++].tokens) {
+    const plan::NmPart& part = plan.parts[i];
+    if (part.panel == plan::kRows)
+      few_tokens(x, args, first, part.tokens, y);
+    else
+      many_tokens(x, args, first, part, y);
+  }
   return y;
+}
+
+// For tests and for fitting costs: every token goes through panels of this many tokens (16, 32, 64),
+// or 0: rows in lanes, or -1: as planned.
+void force_nm_panel(int64_t panel) {
+  STD_TORCH_CHECK(panel == -1 || panel == 0 || panel == 16 || panel == 32 || panel == 64,
+                  "expected a panel of -1, 0, 16, 32 or 64 tokens, got ", panel);
+  forced_panel = panel;
 }
 
 }  // namespace evoprune::binding
 
 STABLE_TORCH_LIBRARY_IMPL(evoprune, CPU, m) {
   m.impl("nm_linear", TORCH_BOX(&evoprune::binding::nm_linear));
+}
+STABLE_TORCH_LIBRARY_FRAGMENT(evoprune_raw, m) {
+  m.def("force_nm_panel(int panel) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(evoprune_raw, CompositeExplicitAutograd, m) {
+  m.impl("force_nm_panel", TORCH_BOX(&evoprune::binding::force_nm_panel));
 }

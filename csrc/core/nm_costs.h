@@ -1,0 +1,30 @@
+// What a pass over a 2:4 weight costs, by ISA level: data of core/plan.h, fitted by
+// `python -m bench costs` and kept in bench/results/costs-<isa>.json.
+//
+//   rows[i]     rows in lanes, a block of 1, 2, 4, 8 tokens      nanoseconds a tile of 16 rows
+//   panels[i]   tokens in lanes, a panel of 16, 32, 64 tokens    and a slot
+#pragma once
+
+namespace evoprune::plan {
+
+struct NmCosts {
+  static constexpr int kPanels = 3;
+  static constexpr int kPanelTokens[kPanels] = {16, 32, 64};
+  int lanes;  // of the level: 4 baseline, 8 avx2, 16 avx512
+  double rows[4];
+  double panels[kPanels];
+};
+
+inline constexpr NmCosts kNmCosts[] = {
+    {4, {5.0, 10.0, 20.0, 40.0}, {60.0, 120.0, 240.0}},
+    {8, {2.0, 3.0, 5.0, 10.0}, {16.5, 31.5, 69.0}},
+    {16, {1.5, 2.5, 4.0, 8.0}, {11.0, 21.0, 41.0}},
+};
+
+inline const NmCosts& nm_costs(int lanes) {
+  for (const NmCosts& costs : kNmCosts)
+    if (costs.lanes == lanes) return costs;
+  return kNmCosts[0];
+}
+
+}  // namespace evoprune::plan
