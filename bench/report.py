@@ -72,7 +72,9 @@ def write(record: Mapping[str, Any], path: Path | str | None = None) -> Path:
     target = Path(path) if path else RESULTS / f"{record['benchmark']}.json"
     text = json.dumps(record, indent=1, allow_nan=False)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text + "\n")
+    half = target.with_name(target.name + ".part")  # a stop while it is written loses nothing
+    half.write_text(text + "\n")
+    half.replace(target)
     return target
 
 

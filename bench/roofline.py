@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,9 +43,14 @@ class Roofline:
     llc_bytes: int
     dram_bytes: int
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields as plain numbers, for JSON."""
         return asdict(self)
+
+    def merge(self, other: Roofline) -> Roofline:
+        """The higher of two measurements of the same machine, limit by limit."""
+        mine, others = self.to_dict(), other.to_dict()
+        return Roofline(**{name: max(mine[name], others[name]) for name in mine})
 
     def read(self, nbytes: int) -> float:
         """The bandwidth for a working set of ``nbytes`` that is read again and again."""

@@ -18,7 +18,6 @@ counted, in their favour.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="keep the cells that are still good")
     parser.add_argument("--scaling", action="store_true", help="two threads against one")
     parser.add_argument("--shapes", nargs="+", metavar="OUTxIN")
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(cells.TOKENS))
+    parser.add_argument("--tokens", nargs="+", type=int)
     parser.add_argument("--patterns", nargs="+", metavar="PATTERN[@PERCENT][+STORED]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
@@ -75,7 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def complete(args: argparse.Namespace) -> None:
     """Fill in what the options leave open."""
-    args.shapes = args.shapes or list(cells.GRID_SHAPES if args.grid else cells.SHAPES)
+    few = (scaling.SHAPES, scaling.TOKENS) if args.scaling else (cells.SHAPES, cells.TOKENS)
+    args.shapes = args.shapes or list(cells.GRID_SHAPES if args.grid else few[0])
+    args.tokens = args.tokens or list(few[1])
     args.patterns = args.patterns or list(cells.GRID_PATTERNS if args.grid else cells.PATTERNS)
     args.cold_mb = args.cold_mb or (cells.GRID_COLD_MB if args.grid else cells.COLD_MB)
     if args.quick:
@@ -89,37 +90,52 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     passed = gate.check(tests_of(args.patterns), skip=args.no_gate)
     if args.scaling:
         return scaling.run(args, passed)
-    groups = cells.groups(args)
     path = Path(args.json or records.default_path(grid=args.grid, threads=args.threads))
-    good = (
-        records.still_good(path, threads=args.threads, seconds=args.seconds) if args.resume else []
-    )
-    groups = records.missing_cells(groups, good)
+    before = records.previous(path, threads=args.threads) if args.resume else None
+    good = records.still_good(before, seconds=args.seconds)
+    groups = records.missing_cells(cells.groups(args), good)
     peers = survey(args.threads, deepsparse=args.deepsparse, without=args.no_peers)
-    for name, reason in peers.items():
-        print(f"peer {name}: {reason}")
-    count = sum(map(len, groups))
-    estimate = sum(expected_seconds(cell, args) for group in groups for cell in group)
-    print(f"{count} cells to measure, {len(good)} kept; about {minutes(estimate)}", flush=True)
-    roof = roofline.measure_roofline(args.threads, quick=args.quick)
+    announce(groups, args, peers, len(good))
+    roof = limits(args, before)
     results: dict[str, Any] = {
         "dtype": "float32",
         "peers": peers,
         "roofline": roof.to_dict() if roof else None,
-        "cells": good,
+        "cells": [entry | {"roof": timing.against_roof(entry, roof)} for entry in good],
     }
     record = report.build("linear", results, gate=passed, threads=args.threads, quick=args.quick)
+    record["results"] = results
     with measure.threads(args.threads), torch.inference_mode():
-        for entry in progress(measured(groups, args, peers, roof), count):
+        for entry in progress(measured(groups, args, peers), sum(map(len, groups))):
             entry |= {"commit": record["commit"], "date": record["date"]}
-            entry["seconds_a_cell"] = args.seconds
+            entry |= {"seconds_a_cell": args.seconds, "roof": timing.against_roof(entry, roof)}
             results["cells"] = records.in_order([*results["cells"], entry])
-            report.write(record | {"results": results}, path)
-    print("\n" + report.table(tables.HEADER, [tables.row(e) for e in results["cells"]]))
-    print(f"\n{report.write(record | {'results': results}, path)}")
+            report.write(record, path)
     if args.grid:
-        readme.write_page(path)
-    return json.loads(path.read_text())
+        print("\n" + tables.summary(record))
+        readme.write_page(report.write(record, path))
+    else:
+        print("\n" + report.table(tables.HEADER, [tables.row(e) for e in results["cells"]]))
+    print(f"\n{report.write(record, path)}")
+    return record
+
+
+def announce(
+    groups: list[list[Cell]], args: argparse.Namespace, peers: dict[str, str], kept: int
+) -> None:
+    """Say which peers are there, how much there is to do, and how long it may take."""
+    for name, reason in peers.items():
+        print(f"peer {name}: {reason}")
+    estimate = sum(expected_seconds(cell, args) for group in groups for cell in group)
+    count = sum(map(len, groups))
+    print(f"{count} cells to measure, {kept} kept; about {minutes(estimate)}", flush=True)
+
+
+def limits(args: argparse.Namespace, before: dict[str, Any] | None) -> roofline.Roofline | None:
+    """This machine's limits: measured now, or in the record that is resumed where that found more."""
+    found = roofline.measure_roofline(args.threads, quick=args.quick)
+    known = before and before["results"].get("roofline")
+    return found.merge(roofline.Roofline(**known)) if found and known else found
 
 
 def tests_of(patterns: list[str]) -> list[str]:
@@ -133,14 +149,13 @@ def measured(
     groups: list[list[Cell]],
     args: argparse.Namespace,
     peers: dict[str, str],
-    roof: roofline.Roofline | None,
 ) -> Iterator[dict[str, Any]]:
     """The entries of all cells; a group's stacks are freed before the next one is built."""
-    present = [ADAPTERS[name] for name, reason in peers.items() if reason == "present"]
+    present = [ADAPTERS[name] for name, reason in peers.items() if reason.startswith("present")]
     for group_cells in groups:
         group = timing.Group(group_cells, args, present)
         try:
-            yield from timing.measure_group(group, roof)
+            yield from timing.measure_group(group)
         finally:
             group.close()
 
@@ -156,13 +171,12 @@ def progress(entries: Iterator[dict[str, Any]], count: int) -> Iterator[dict[str
 
 
 def expected_seconds(cell: Cell, args: argparse.Namespace) -> float:
-    """A guess at what a cell takes: about ten dense passes a round, five rounds at least, and building the stacks."""
-    rows, columns = cell.shape
-    dense = max(4 * rows * columns / 12e9, 2 * rows * columns * cell.tokens / 60e9) * cell.layers
-    if args.no_peers:
-        return max(args.seconds, 15 * dense) + 4 * dense
-    building = 8 * rows * columns * cell.layers / 1e9
-    return max(args.seconds, 50 * dense) + 20 * dense + building + 0.5
+    """A guess, from runs on one machine: about ten contenders in eight rounds or more, after building their stacks."""
+    weights = cell.shape[0] * cell.shape[1] * cell.layers
+    dense = 4 * weights / 12e9 + 2 * weights * cell.tokens / 60e9
+    contenders, building = (3, 2) if args.no_peers else (10, 9)
+    timed = max(args.seconds, 5 * contenders * dense) + 3 * contenders * dense
+    return timed + building * 4e-9 * weights + 0.5
 
 
 def minutes(seconds: float) -> str:

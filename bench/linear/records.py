@@ -36,20 +36,23 @@ def machine() -> dict[str, Any]:
     return {k: v for k, v in measure.machine_info().items() if k != "threads"}
 
 
-def still_good(path: Path, *, threads: int, seconds: float) -> list[dict[str, Any]]:
-    """The cells of the record at ``path`` that were measured here, as now: same machine, threads, sources and time."""
+def previous(path: Path, *, threads: int) -> dict[str, Any] | None:
+    """The record at ``path`` where it was measured on this machine with as many threads, else None."""
     if not path.exists():
-        return []
+        return None
     record = json.loads(path.read_text())
     if record["machine"] != machine() or record["threads"] != threads:
+        return None
+    return record if record["label"].startswith("measured") else None
+
+
+def still_good(record: dict[str, Any] | None, *, seconds: float) -> list[dict[str, Any]]:
+    """The cells of a previous record that would be measured again in the same way: same sources, same time a cell."""
+    if record is None:
         return []
-    if not record["label"].startswith("measured"):
-        return []
-    good = []
-    for entry in record["results"]["cells"]:
-        if entry.get("seconds_a_cell") == seconds and same_sources(entry.get("commit", "")):
-            good.append(entry)
-    return good
+    cells = [e for e in record["results"]["cells"] if e.get("seconds_a_cell") == seconds]
+    good = {commit: same_sources(commit) for commit in {e["commit"] for e in cells}}
+    return [entry for entry in cells if good[entry["commit"]]]
 
 
 def same_sources(commit: str) -> bool:

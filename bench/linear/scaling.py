@@ -41,9 +41,6 @@ def cpus() -> int:
 
 def run(args: argparse.Namespace, passed: Gate) -> dict[str, Any]:
     """Measure, print, write; returns the record."""
-    if not args.quick:
-        args.tokens = [t for t in args.tokens if t in TOKENS] or list(TOKENS)
-        args.shapes = [s for s in args.shapes if s in SHAPES] or list(SHAPES)
     if cpus() < 2:
         print("this process may use 1 CPU: two threads cannot be faster here")
     wanted = [cell for group in groups(args) for cell in group if cell.weights == "hot"]

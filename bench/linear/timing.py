@@ -125,14 +125,14 @@ def our_stack(cell: Cell, mask: Tensor, masked: Tensor, x: Tensor) -> tuple[Stac
     return stack, packed.unpack().float()
 
 
-def measure_group(group: Group, roof: Roofline | None) -> Iterator[dict[str, Any]]:
+def measure_group(group: Group) -> Iterator[dict[str, Any]]:
     """One entry for each cell of the group."""
     for cell in group.cells:
-        yield measure_cell(cell, group, roof)
+        yield measure_cell(cell, group)
         gc.collect()
 
 
-def measure_cell(cell: Cell, group: Group, roof: Roofline | None) -> dict[str, Any]:
+def measure_cell(cell: Cell, group: Group) -> dict[str, Any]:
     """Check, then time the contenders of one cell."""
     pattern, density = split_pattern(cell.pattern)
     stored = STORED[stored_of(cell.pattern)]
@@ -167,7 +167,7 @@ def measure_cell(cell: Cell, group: Group, roof: Roofline | None) -> dict[str, A
     entry = describe(cell, samples, mask)
     entry["left_out"] = left_out
     entry["too_slow"] = slow
-    entry["roof"] = fraction_of_roof(entry, ours.nbytes, group.x, roof)
+    entry["work"] = work_of(entry, ours.nbytes, group.x)
     return entry
 
 
@@ -202,20 +202,23 @@ def describe(cell: Cell, samples: measure.Measurement, mask: Tensor) -> dict[str
     return entry
 
 
-def fraction_of_roof(
-    entry: dict[str, Any], weight_bytes: int, x: Tensor, roof: Roofline | None
-) -> dict[str, Any] | None:
-    """Our kernel against its roof: bytes of its packed tensors, x and y, FLOP of the kept weights; per layer."""
+def work_of(entry: dict[str, Any], weight_bytes: int, x: Tensor) -> dict[str, float]:
+    """What our kernel must do for a layer: read its packed tensors and x, write y, multiply the kept weights."""
+    rows, columns = map(int, entry["shape"].split("x"))
+    return {
+        "bytes": weight_bytes + x.nbytes + 4 * x.shape[0] * rows,
+        "flop": 2.0 * entry["density"] * rows * columns * x.shape[0],
+    }
+
+
+def against_roof(entry: dict[str, Any], roof: Roofline | None) -> dict[str, Any] | None:
+    """Our measured time against the least time that the measured limits allow for its work."""
     if roof is None:
         return None
-    rows, columns = map(int, entry["shape"].split("x"))
-    nbytes = weight_bytes + x.nbytes + 4 * x.shape[0] * rows
-    flop = 2.0 * entry["density"] * rows * columns * x.shape[0]
+    nbytes, flop = entry["work"]["bytes"], entry["work"]["flop"]
     seconds = roof.seconds(nbytes, flop, cold=entry["weights"] == "cold")
     found = entry["contenders"]
     return {
-        "bytes": nbytes,
-        "flop": flop,
         "seconds": seconds,
         "bound": "arithmetic" if flop / roof.fma >= seconds else "memory",
         "fraction": seconds / found["ours"]["seconds"]["median"],

@@ -37,13 +37,12 @@ ADAPTERS: Mapping[str, Adapter] = {
 
 
 def survey(threads: int, *, deepsparse: bool = False, without: bool = False) -> dict[str, str]:
-    """Peer -> ``present``, or why it is absent; what a record names, whether or not it was measured."""
-    found = {}
-    for name, adapter in ADAPTERS.items():
-        reason = adapter.missing(threads)
-        if without:
-            reason = "left out (--no-peers)"
-        elif adapter is runtimes.DEEPSPARSE and not deepsparse:
-            reason = "off (evaluation licence, end of life; --deepsparse asks for it)"
-        found[name] = reason or "present"
+    """Peer -> ``present (package version)``, or why it is absent; the record names all, measured or not."""
+    if without:
+        return dict.fromkeys(ADAPTERS, "left out (--no-peers)")
+    found = {name: adapter.presence(threads) for name, adapter in ADAPTERS.items()}
+    if not deepsparse:
+        found[runtimes.DEEPSPARSE.name] = (
+            "off (evaluation licence, end of life; --deepsparse asks for it)"
+        )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,7 @@ class Adapter:
         build: makes its stack of a job, or None where it cannot hold the pattern.
         missing: threads -> why it cannot run on this machine, or None.
         precision: of its arithmetic, one of ``PRECISIONS``.
+        package: whose version the record names.
         error: largest allowed error in units of the largest true value; None: the tolerance law.
     """
 
@@ -54,7 +56,13 @@ class Adapter:
     build: Callable[[Job], Stack | None]
     missing: Callable[[int], str | None] = lambda threads: None
     precision: str = "fp32"
+    package: str = "torch"
     error: float | None = None
+
+    def presence(self, threads: int) -> str:
+        """``present (package version)``, or why it is absent."""
+        reason = self.missing(threads)
+        return reason or f"present ({self.package} {importlib.metadata.version(self.package)})"
 
 
 def needs(*modules: str) -> Callable[[int], str | None]:

@@ -172,5 +172,5 @@ def build_bsr(job: Job) -> Stack | None:
     return stack_of([Handle(create, parts, x_t, rows) for _ in job.layers])
 
 
-CSR = Adapter("MKL CSR", "sparse", build_csr, missing)
-BSR = Adapter("MKL BSR", "sparse", build_bsr, missing)
+CSR = Adapter("MKL CSR", "sparse", build_csr, missing, package="mkl")
+BSR = Adapter("MKL BSR", "sparse", build_bsr, missing, package="mkl")

@@ -123,6 +123,14 @@ def build_deepsparse(job: Job) -> Stack:
     )
 
 
-ONNXRUNTIME = Adapter("onnxruntime dense", "dense", build_onnxruntime, needs("onnxruntime", "onnx"))
-OPENVINO = Adapter("OpenVINO dense", "dense", build_openvino, needs("openvino"))
-DEEPSPARSE = Adapter("DeepSparse", "sparse", build_deepsparse, needs("deepsparse", "onnx"))
+ONNXRUNTIME = Adapter(
+    "onnxruntime dense",
+    "dense",
+    build_onnxruntime,
+    needs("onnxruntime", "onnx"),
+    package="onnxruntime",
+)
+OPENVINO = Adapter("OpenVINO dense", "dense", build_openvino, needs("openvino"), package="openvino")
+DEEPSPARSE = Adapter(
+    "DeepSparse", "sparse", build_deepsparse, needs("deepsparse", "onnx"), package="deepsparse"
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import sys
 from types import SimpleNamespace
 
@@ -69,7 +69,7 @@ def test_every_peer_is_present_or_named_with_its_reason():
     found = peers.survey(1)
     assert list(found) == list(peers.ADAPTERS)
     assert all(found.values())
-    assert found["torch CSR"] == "present"
+    assert found["torch CSR"] == f"present (torch {importlib.metadata.version('torch')})"
     assert "evaluation licence" in found["DeepSparse"]
     assert "pip" in found["libxsmm"] and "pip" in found["XNNPACK"]
     assert set(peers.survey(1, without=True).values()) == {"left out (--no-peers)"}
@@ -113,7 +113,8 @@ def test_deepsparse_is_asked_for_by_name(monkeypatch):
     monkeypatch.setattr(
         runtimes, "onnx_graph", lambda layers, tokens, inline: SimpleNamespace(layers=layers)
     )
-    assert peers.survey(1, deepsparse=True)["DeepSparse"] == "present"
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9")
+    assert peers.survey(1, deepsparse=True)["DeepSparse"] == "present (deepsparse 9)"
     assert peers.survey(1)["DeepSparse"].startswith("off")
     work = job(2)
     stack = runtimes.build_deepsparse(work)

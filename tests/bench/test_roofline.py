@@ -83,6 +83,11 @@ def test_the_roof_is_the_slower_of_memory_and_arithmetic():
     assert roof.seconds(800, 50_000.0, cold=True) == 500.0
 
 
+def test_the_higher_of_two_measurements_is_the_limit():
+    merged = made_up(fma=90.0).merge(made_up(read_dram=5.0))
+    assert (merged.fma, merged.read_dram, merged.threads) == (100.0, 10.0, 1)
+
+
 def test_the_size_of_l2_is_read_from_the_system(tmp_path):
     for name, level, size in (("index0", "1", "48K"), ("index2", "2", "2048K")):
         folder = tmp_path / name
