@@ -9,7 +9,7 @@ counted, in their favour.
     hot    one layer again and again: for many tokens, where arithmetic decides. At few tokens it is a different
            question (the weight sits in a cache), so it is asked only with --hot and has its own rows.
 
-    (nothing)   a few cells, in two minutes or so, to bench/out
+    (nothing)   a few cells, in a few minutes, to bench/out
     --grid      every cell of the README, in hours, to bench/results; --resume goes on where it stopped, and so do
                 pieces (--grid --resume --shapes 768x768); page and picture are made anew at the end
     --scaling   ours with two threads against one, on compute-bound cells
@@ -28,6 +28,7 @@ import torch
 from bench import gate, readme, report, roofline
 from bench.linear import cells, records, scaling, tables, timing
 from bench.linear.cells import Cell, select, split_pattern
+from bench.linear.ours import stored_of
 from bench.peers import ADAPTERS, survey
 from evoprune_kernels import formats, measure
 from evoprune_kernels.formats import BitmaskWeight, BlockWeight, NMWeight
@@ -139,9 +140,11 @@ def limits(args: argparse.Namespace, before: dict[str, Any] | None) -> roofline.
 
 
 def tests_of(patterns: list[str]) -> list[str]:
-    """The tests that stand behind the figures of ``patterns``."""
+    """The tests that stand behind the figures of ``patterns``; a pattern that means nothing is refused here."""
+    for pattern in patterns:
+        stored_of(pattern)
     kinds = dict.fromkeys(formats.format_of(split_pattern(pattern)[0]) for pattern in patterns)
-    stored = [STORED_TESTS] if any(map(cells.stored_of, patterns)) else []
+    stored = [STORED_TESTS] if any("+" in pattern for pattern in patterns) else []
     return [TESTS[kind] for kind in kinds] + stored
 
 

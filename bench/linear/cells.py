@@ -6,14 +6,11 @@ A pattern is written ``PATTERN[@PERCENT][+STORED]``: ``2:4``, ``block:16x16@75``
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from evoprune_kernels import formats, ops
-from evoprune_kernels.formats import PackedWeight
 
 SHAPES = ("3072x768", "768x3072")
 TOKENS = (1, 16, 128, 512)
@@ -30,31 +27,6 @@ GRID_PATTERNS = (
 )
 COLD_MB, GRID_COLD_MB = 256, 1100
 FEW_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A way to keep our weight.
-
-    Args:
-        label: in tables.
-        precision: of its rivals (``bench.peers.adapter.PRECISIONS``).
-        pack: packed float32 weight -> the packed weight that is measured.
-        error: largest allowed error in units of the largest true value, or None: the tolerance law.
-    """
-
-    label: str
-    precision: str
-    pack: Callable[[PackedWeight], PackedWeight]
-    error: float | None = None
-
-
-#: ``+NAME`` of a pattern -> how our weight is stored; a kernel of another arithmetic (W8A8) is one more line
-STORED = {
-    "": Stored("", "fp32", lambda packed: packed),
-    "bf16": Stored("bf16 weights", "bf16", lambda packed: packed.to(torch.bfloat16)),
-    "int8": Stored("int8 weights", "int8", lambda packed: packed.quantize()),
-}
 
 
 @dataclass(frozen=True)
@@ -76,15 +48,6 @@ class Cell:
 def key_of(entry: dict[str, object]) -> tuple[object, ...]:
     """``Cell.key`` of a recorded cell."""
     return tuple(entry[name] for name in ("shape", "pattern", "tokens", "weights"))
-
-
-def stored_of(text: str) -> str:
-    """How the weight of a pattern's text is stored: a key of ``STORED``."""
-    _, plus, stored = text.partition("+")
-    if stored not in STORED or (plus and not stored):
-        known = ", ".join(f"+{key}" for key in STORED if key)
-        raise ValueError(f"{text!r}: stored as {stored!r}, expected nothing or one of {known}")
-    return stored
 
 
 def split_pattern(text: str) -> tuple[formats.Pattern, float]:

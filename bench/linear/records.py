@@ -19,6 +19,7 @@ SOURCES = (
     "bench/peers",
     "bench/roofline.py",
     "bench/linear/cells.py",
+    "bench/linear/ours.py",
     "bench/linear/timing.py",
 )
 

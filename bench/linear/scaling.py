@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from bench import report, targets
 from bench.gate import Gate
 from bench.linear import records
-from bench.linear.cells import STORED, Cell, groups, select, split_pattern, stored_of
-from bench.linear.timing import check, our_stack
+from bench.linear.cells import Cell, groups, select, split_pattern
+from bench.linear.ours import our_stack, stored_of
+from bench.linear.timing import check
 from evoprune_kernels import measure
 
 TOKENS = (128, 512)
@@ -66,8 +67,9 @@ def measure_cell(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     x = torch.randn(cell.tokens, cell.shape[1], generator=generator)
     pattern, density = split_pattern(cell.pattern)
     mask = select(weight, pattern, density)
-    ours, kept = our_stack(cell, mask, weight * mask, x)
-    check(ours.rows(), kept, x, STORED[stored_of(cell.pattern)].error)
+    stored = stored_of(cell.pattern)
+    ours, kept = our_stack(stored, pattern, mask, weight * mask, x, 1)
+    check(ours.rows(), kept, x, stored.error)
     one, two = (lambda: torch.set_num_threads(1)), (lambda: torch.set_num_threads(2))
     contenders = measure.add_control(
         {

@@ -7,11 +7,12 @@ weights, int8 too for int8 weights.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from bench import report, targets
-from bench.linear.cells import STORED, stored_of
+from bench.linear.ours import stored_of
 from bench.peers import ADAPTERS
 from bench.peers.adapter import PRECISIONS
 from bench.roofline import lines
@@ -34,7 +35,7 @@ HEADER = (
 
 def precision_of(entry: Mapping[str, Any]) -> str:
     """The precision of our contender in this cell."""
-    return STORED[stored_of(entry["pattern"])].precision
+    return stored_of(entry["pattern"]).precision
 
 
 def speed(entry: Mapping[str, Any], name: str) -> float | None:
@@ -117,12 +118,18 @@ def page(record: Mapping[str, Any], source: str) -> str:
             text,
         ]
     if peers:
-        listed = [[name, reason] for name, reason in peers.items()]
+        listed = [[name, reason] for name, reason in peers.items()] + left_out(entries)
         parts += [
             "## Which peers were there",
             report.table(("peer", "present, or why not"), listed),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def left_out(entries: list[Mapping[str, Any]]) -> list[list[str]]:
+    """``[peer, reason and number of cells]`` of the peers that were present and failed in some cells."""
+    reasons = Counter(item for entry in entries for item in entry.get("left_out", {}).items())
+    return [[name, f"in {count} cells: {reason}"] for (name, reason), count in reasons.items()]
 
 
 def summary(record: Mapping[str, Any], table: targets.Targets | None = None) -> str:

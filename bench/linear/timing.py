@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.linear.cells import STORED, Cell, select, split_pattern, stored_of
+from bench.linear.cells import Cell, select, split_pattern
+from bench.linear.ours import our_stack, stored_of
 from bench.peers import ADAPTERS, Adapter, Job, Stack
 from bench.peers.adapter import each
 from bench.roofline import Roofline
-from evoprune_kernels import formats, measure, ops
-from evoprune_kernels.formats import PackedWeight
+from evoprune_kernels import measure
 from tests.tolerance import assert_accurate, max_error
 
 #: a peer whose one pass takes this many times the dense one's is recorded with that pass, and not timed further
@@ -57,19 +57,27 @@ class Group:
         """bfloat16 is a rival of bfloat16 weights only; it is left out where no cell has them."""
         if adapter.precision != "bf16":
             return True
-        return any(STORED[stored_of(c.pattern)].precision == "bf16" for c in self.cells)
+        return any(stored_of(c.pattern).precision == "bf16" for c in self.cells)
 
     def add(
         self, stacks: dict[str, Stack], left_out: dict[str, str], adapter: Adapter, job: Job
     ) -> None:
-        """Build and check one contender, or keep why it is not there."""
+        """Build and check one peer, or keep why it is not there: a peer that fails does not stop the others."""
         if free_bytes() < FREE_BYTES + 2 * sum(layer.nbytes for layer in self.layers):
             left_out[adapter.name] = "no memory left for its stack"
             return
-        stack = adapter.build(job)
-        if stack is not None:
-            check(stack.rows(), job.layers[0], self.x, adapter.error)
-            stacks[adapter.name] = stack
+        stack = None
+        try:
+            stack = adapter.build(job)
+            if stack is not None:
+                stack.error = check(stack.rows(), job.layers[0], self.x, adapter.error)
+                stacks[adapter.name] = stack
+        except (
+            Exception
+        ) as error:  # whatever a library throws is its reason, and the record shows it
+            left_out[adapter.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            if stack is not None:
+                stack.close()
 
     def close(self) -> None:
         for stack in self.stacks.values():
@@ -105,26 +113,6 @@ def check(y: Tensor, weight: Tensor, x: Tensor, error: float | None) -> float:
     return relative
 
 
-def kernel(packed: PackedWeight, tensors: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
-    """``x -> x W^T`` by the op of ``packed`` with its prepared ``tensors``."""
-    op = ops.OPS[f"{packed.FORMAT}_linear"].overload
-    numbers = (*packed.shape, *packed.pattern.arguments(), "none", "cpu", packed.scale)
-    return lambda x: op(x, *tensors, None, *numbers)
-
-
-def our_stack(cell: Cell, mask: Tensor, masked: Tensor, x: Tensor) -> tuple[Stack, Tensor]:
-    """Our contender, every layer's tensors in their own memory, and the weight that it stores, dense."""
-    whole = formats.pack(masked, split_pattern(cell.pattern)[0], mask=mask)
-    packed = STORED[stored_of(cell.pattern)].pack(whole)
-    tensors = ops.prepare(packed)
-    calls = [kernel(packed, tuple(t.clone() for t in tensors)) for _ in range(cell.layers)]
-    stack = each([lambda f=call: f(x) for call in calls])
-    stack.nbytes = sum(t.nbytes for t in tensors) + (
-        0 if packed.scale is None else packed.scale.nbytes
-    )
-    return stack, packed.unpack().float()
-
-
 def measure_group(group: Group) -> Iterator[dict[str, Any]]:
     """One entry for each cell of the group."""
     for cell in group.cells:
@@ -135,13 +123,14 @@ def measure_group(group: Group) -> Iterator[dict[str, Any]]:
 def measure_cell(cell: Cell, group: Group) -> dict[str, Any]:
     """Check, then time the contenders of one cell."""
     pattern, density = split_pattern(cell.pattern)
-    stored = STORED[stored_of(cell.pattern)]
+    stored = stored_of(cell.pattern)
     mask = select(group.weight, pattern, density)
     masked = group.weight * mask
-    ours, kept = our_stack(cell, mask, masked, group.x)
-    check(ours.rows(), kept, group.x, stored.error)
+    ours, kept = our_stack(stored, pattern, mask, masked, group.x, cell.layers)
+    ours.error = check(ours.rows(), kept, group.x, stored.error)
     del kept
     dense = each([lambda w=weight: F.linear(group.x, w) for weight in group.layers])
+    dense.error = check(dense.rows(), group.layers[0], group.x, None)
     rivals, left_out = dict(group.stacks), dict(group.left_out)
     if stored.precision != "bf16":
         rivals = {n: s for n, s in rivals.items() if ADAPTERS[n].precision != "bf16"}
@@ -164,7 +153,8 @@ def measure_cell(cell: Cell, group: Group) -> dict[str, Any]:
     finally:
         for stack in own.values():
             stack.close()
-    entry = describe(cell, samples, mask)
+    stacks = {"dense": dense, "ours": ours} | rivals
+    entry = describe(cell, samples, mask, {name: stack.error for name, stack in stacks.items()})
     entry["left_out"] = left_out
     entry["too_slow"] = slow
     entry["work"] = work_of(entry, ours.nbytes, group.x)
@@ -179,8 +169,10 @@ def hopeless(dense: Stack, rivals: Mapping[str, Stack]) -> dict[str, float]:
     return {name: ratio for name, ratio in ratios.items() if ratio < 1 / HOPELESS}
 
 
-def describe(cell: Cell, samples: measure.Measurement, mask: Tensor) -> dict[str, Any]:
-    """One cell as plain numbers; times are seconds per layer, ratios are dense over the contender."""
+def describe(
+    cell: Cell, samples: measure.Measurement, mask: Tensor, errors: Mapping[str, float]
+) -> dict[str, Any]:
+    """One cell as plain numbers; times are seconds per layer, ratios are dense over the contender, errors relative."""
     entry: dict[str, Any] = {
         "shape": "x".join(map(str, cell.shape)),
         "pattern": cell.pattern,
@@ -192,14 +184,20 @@ def describe(cell: Cell, samples: measure.Measurement, mask: Tensor) -> dict[str
     }
     for name in samples.samples:
         timing = samples.timing(name).to_dict()
-        seconds = {k: v / cell.layers for k, v in timing.items() if k != "rounds"}
+        seconds = {k: short(v / cell.layers) for k, v in timing.items() if k != "rounds"}
         entry["contenders"][name] = {
             "seconds": seconds,
             "rounds": timing["rounds"],
-            "speedup": samples.ratio("dense", name).to_dict(),
+            "speedup": {k: short(v) for k, v in samples.ratio("dense", name).to_dict().items()},
+            "error": short(errors[name.removesuffix(measure.CONTROL_SUFFIX)]),
         }
-    entry["noise"] = samples.noise("dense")
+    entry["noise"] = short(samples.noise("dense"))
     return entry
+
+
+def short(value: float) -> float:
+    """Five digits: a record of hundreds of cells stays readable."""
+    return float(f"{value:.5g}")
 
 
 def work_of(entry: dict[str, Any], weight_bytes: int, x: Tensor) -> dict[str, float]:

@@ -34,7 +34,8 @@ class Stack:
     run: Callable[[], object]
     rows: Callable[[], Tensor]
     close: Callable[[], None] = field(default=lambda: None)
-    nbytes: int = 0
+    nbytes: int = 0  # of one layer's tensors, where somebody asks
+    error: float = 0.0  # relative, against fp64
 
 
 @dataclass(frozen=True)

@@ -112,9 +112,10 @@ def build_deepsparse(job: Job) -> Stack:
     import deepsparse
     import onnx
 
+    layers = [layer.roll(i, 0) for i, layer in enumerate(job.layers)]  # no two are equal
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "layers.onnx")
-        onnx.save(onnx_graph(job.layers, job.x.shape[0], inline=True), path)
+        onnx.save(onnx_graph(layers, job.x.shape[0], inline=True), path)
         engine = deepsparse.Engine(path, batch_size=job.x.shape[0], num_cores=job.threads)
     x = [job.x.numpy()]
     return Stack(

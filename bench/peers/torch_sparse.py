@@ -35,9 +35,7 @@ def stack_of(job: Job, parts: tuple[Tensor, Tensor, Tensor], make: Callable[...,
     def call(weight: Tensor) -> Callable[[], Any]:
         return lambda: (weight @ x_t).t()
 
-    stack = each([call(weight) for weight in weights])
-    stack.nbytes = len(weights) * sum(part.nbytes for part in parts)
-    return stack
+    return each([call(weight) for weight in weights])
 
 
 def build_csr(job: Job) -> Stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ import torch
 
 from bench import linear, report, targets
 from bench.__main__ import main
-from bench.linear import cells, plot, records, scaling, tables, timing
+from bench.linear import cells, ours, plot, records, scaling, tables, timing
 from bench.peers import ADAPTERS
+from bench.peers.adapter import each
 
 
 def test_a_failing_gate_stops_the_command(failing_test, tmp_path, monkeypatch, capsys):
@@ -32,13 +34,13 @@ def test_patterns_that_contradict_themselves(text):
 @pytest.mark.parametrize("text", ["2:4+int7", "2:4+"])
 def test_stored_as_nothing_known(text):
     with pytest.raises(ValueError, match=r"expected nothing or one of \+bf16, \+int8"):
-        cells.stored_of(text)
+        ours.stored_of(text)
 
 
 def test_patterns_name_density_and_storage():
     assert cells.split_pattern("block:16x16@75+int8")[1] == 0.25
-    assert cells.stored_of("block:16x16@75+int8") == "int8"
-    assert cells.stored_of("2:4") == ""
+    assert ours.stored_of("block:16x16@75+int8") is ours.STORED["int8"]
+    assert ours.stored_of("2:4").precision == "fp32"
 
 
 def test_few_tokens_are_cold_unless_asked():
@@ -95,6 +97,7 @@ def test_quick_writes_every_contender(tmp_path, pattern):
         assert ("torch bf16 dense" in cell["contenders"]) == pattern.endswith("bf16")
         assert cell["contenders"]["dense"]["speedup"]["median"] == 1.0
         assert all(c["seconds"]["min"] > 0 for c in cell["contenders"].values())
+        assert all(0 <= c["error"] < 0.06 for c in cell["contenders"].values())
         assert cell["commit"] and cell["date"] and cell["left_out"] == {}
         if record["results"]["roofline"]:
             assert cell["roof"]["fraction"] > 0 and cell["work"]["bytes"] > 0
@@ -106,7 +109,9 @@ def test_narrow_weights_are_gated_by_their_own_tests():
 
 
 def test_it_checks_before_it_times(tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "kernel", lambda packed, tensors: lambda x: x.new_zeros(len(x), 64))
+    zeros = lambda packed, tensors: lambda x: x.new_zeros(len(x), 64)  # noqa: E731
+    wrong = dataclasses.replace(ours.STORED[""], kernel=zeros)
+    monkeypatch.setitem(ours.STORED, "", wrong)
     with pytest.raises(AssertionError, match=r"error .* against fp64 exceeds"):
         quick(tmp_path, "--no-peers")
 
@@ -125,6 +130,22 @@ def test_a_peer_without_memory_is_left_out_with_that_reason(tmp_path, monkeypatc
     cell = quick(tmp_path, "--patterns", "2:4")["results"]["cells"][0]
     assert cell["left_out"]["torch CSR"] == "no memory left for its stack"
     assert "torch CSR" not in cell["contenders"]
+
+
+def test_a_peer_that_fails_or_is_wrong_is_left_out_with_that_reason(tmp_path, monkeypatch):
+    def fails(job):
+        raise RuntimeError("no such instruction\nand more")
+
+    wrong = lambda job: each([lambda: job.x.new_ones(len(job.x), 64)])  # noqa: E731
+    for name, build in (("torch CSR", fails), ("torch int8 dynamic", wrong)):
+        changed = dataclasses.replace(ADAPTERS[name], build=build)
+        monkeypatch.setitem(ADAPTERS, name, changed)
+    cell = quick(tmp_path, "--patterns", "2:4")["results"]["cells"][0]
+    assert cell["left_out"]["torch CSR"] == "RuntimeError: no such instruction"
+    assert "exceeds 6.000e-02" in cell["left_out"]["torch int8 dynamic"]
+    assert not {"torch CSR", "torch int8 dynamic"} & set(cell["contenders"])
+    listed = tables.left_out([cell, cell])
+    assert ["torch CSR", "in 2 cells: RuntimeError: no such instruction"] in listed
 
 
 def test_free_memory_is_read_from_the_system(tmp_path):
