@@ -60,7 +60,7 @@ def row(entry: Mapping[str, Any]) -> list[str]:
     found = entry["contenders"]
     ours, control = found["ours"]["speedup"], found["dense (A/A)"]["speedup"]
     best, int8, roof = best_peer(entry), speed(entry, INT8), entry.get("roof")
-    mark = " p" if best and best[1] > ours["median"] else ""
+    mark = " p" if peer_over_ours(entry) > 1 else ""
     return [
         entry["shape"],
         entry["pattern"],
@@ -183,15 +183,23 @@ def cell_text(found: list[Mapping[str, Any]], target: float | None) -> tuple[str
     if target is not None and ratio < target:
         marks += "t"
         notes.append(f"{ratio:.2f} ({name_of(lowest)}), target {target:g}")
-    for entry in found:
-        best = best_peer(entry)
-        ours = entry["contenders"]["ours"]["speedup"]["median"]
-        if best and best[1] > ours:
-            marks += "p" * ("p" not in marks)
-            notes.append(f"{best[0]} {best[1]:.2f} over ours {ours:.2f} ({name_of(entry)})")
+    if lost := [entry for entry in found if peer_over_ours(entry) > 1]:
+        most = max(lost, key=peer_over_ours)
+        name, best = best_peer(most) or ("", 0.0)
+        more = f" and {len(lost) - 1} more" * (len(lost) > 1)
+        marks += "p"
+        notes.append(
+            f"{name} {best:.2f} over ours {speed(most, 'ours'):.2f} ({name_of(most)}{more})"
+        )
     if any((speed(e, INT8) or 0.0) > e["contenders"]["ours"]["speedup"]["median"] for e in found):
         marks += "i"
     return f"{ratio:.2f} {marks}".strip(), "; ".join(notes)
+
+
+def peer_over_ours(entry: Mapping[str, Any]) -> float:
+    """How much faster than ours the best peer is; 0 where there is none."""
+    best = best_peer(entry)
+    return best[1] / entry["contenders"]["ours"]["speedup"]["median"] if best else 0.0
 
 
 def worst(found: list[Mapping[str, Any]]) -> Mapping[str, Any]:
