@@ -13,7 +13,7 @@ from bench.gate import GateError
 COMMANDS = {
     "linear": (
         "bench.linear",
-        "sparse linear layers against dense F.linear and torch's CSR and BSR",
+        "sparse linear layers against dense F.linear and every peer that is installed",
     ),
     "optim": (
         "bench.optim",

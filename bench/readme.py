@@ -11,28 +11,21 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from bench import report
 from bench.gate import ROOT
 
 README = ROOT / "README.md"
+#: ISA levels whose linear layers have a table
+LEVELS = ("avx512", "avx2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--check``."""
     parser.add_argument(
         "--check", action="store_true", help="fail if README.md differs, write nothing"
-    )
-
-
-def source(record: dict[str, Any]) -> str:
-    """The sentence under a table: how its figures were made."""
-    machine = record["machine"]
-    threads = f"{record['threads']} thread{'s' * (record['threads'] != 1)}"
-    return (
-        f"`{record['command']}`, {record['label']} {record['date']} at {record['commit']}: {machine['cpu']}, "
-        f"{machine['isa']}, {threads}, torch {machine['torch']}. Medians; p20-p80 of the rounds in brackets."
     )
 
 
@@ -50,7 +43,7 @@ def demo(record: dict[str, Any]) -> str:
         "",
         report.table(SPEED_HEADER, speed_rows(results["speed"])),
     ]
-    return "\n".join([*lines, "", source(record)])
+    return "\n".join([*lines, "", report.source(record)])
 
 
 def digits(record: dict[str, Any]) -> str:
@@ -68,16 +61,17 @@ def digits(record: dict[str, Any]) -> str:
     )
     head = f"Digits, `{results['pattern']}` at {results['sparsity']:.0%}. Sparse against masked dense: {speed}."
     return "\n".join(
-        [head, "", report.table(("model", "accuracy", "per seed"), rows), "", source(record)]
+        [head, "", report.table(("model", "accuracy", "per seed"), rows), "", report.source(record)]
     )
 
 
 def linear(record: dict[str, Any]) -> str:
-    """The table of ``bench linear``."""
-    from bench.linear import HEADER, row
+    """The compact table of ``bench linear`` at one ISA level, and where the rest is."""
+    from bench.linear import tables
 
-    rows = [row(entry) for entry in record["results"]["cells"]]
-    return "\n".join([report.table(HEADER, rows), "", source(record)])
+    name = f"bench/results/linear-{record['machine']['isa']}"
+    rest = f"[Every cell and every peer]({name}.md), [ours over the best peer as a picture]({name}.png)."
+    return "\n\n".join([tables.summary(record), rest, report.source(record)])
 
 
 def model(record: dict[str, Any]) -> str:
@@ -87,7 +81,7 @@ def model(record: dict[str, Any]) -> str:
     results = record["results"]
     head = f"{results['layers']} transformer blocks of width {results['width']}, {results['parameters']:,} parameters."
     rows = [row(entry) for entry in results["runs"]]
-    return "\n".join([head, "", report.table(HEADER, rows), "", source(record)])
+    return "\n".join([head, "", report.table(HEADER, rows), "", report.source(record)])
 
 
 def optim(record: dict[str, Any]) -> str:
@@ -117,14 +111,14 @@ def optim(record: dict[str, Any]) -> str:
     ]
     if missed:
         lines += [f"Targets that do not hold here: {'; '.join(missed)}.", ""]
-    return "\n".join([*lines, source(record)])
+    return "\n".join([*lines, report.source(record)])
 
 
 #: marker -> what makes its text from bench/results/<marker>.json
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
     "digits": digits,
-    "linear": linear,
+    **{f"linear-{isa}": linear for isa in LEVELS},
     "model": model,
     "optim": optim,
 }
@@ -161,4 +155,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sys.exit("README.md differs from bench/results: run `python -m bench readme`")
     if not args.check:
         README.write_text(new)
+        for isa in LEVELS:
+            write_page(report.RESULTS / f"linear-{isa}.json")
     return {}
+
+
+def write_page(path: Path) -> None:
+    """The full Markdown page and the picture beside a record of ``bench linear``, where there is one."""
+    from bench.linear import plot, tables
+
+    if path.exists():
+        record = json.loads(path.read_text())
+        path.with_suffix(".md").write_text(tables.page(record, report.source(record)))
+        plot.draw(record, path.with_suffix(".png"))

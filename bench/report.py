@@ -54,6 +54,16 @@ def command(argv: Sequence[str]) -> str:
     return " ".join(["python -m", module, *map(shlex.quote, argv[1:])])
 
 
+def source(record: Mapping[str, Any]) -> str:
+    """The sentence under a table: how its figures were made."""
+    machine = record["machine"]
+    threads = f"{record['threads']} thread{'s' * (record['threads'] != 1)}"
+    return (
+        f"`{record['command']}`, {record['label']} {record['date']} at {record['commit']}: {machine['cpu']}, "
+        f"{machine['isa']}, {threads}, torch {machine['torch']}. Medians; p20-p80 of the rounds in brackets."
+    )
+
+
 def write(record: Mapping[str, Any], path: Path | str | None = None) -> Path:
     """Write ``record`` as JSON to ``path`` (default: ``bench/results/<benchmark>.json``); NaN is an error."""
     missing = [key for key in REQUIRED if key not in record]
@@ -62,7 +72,9 @@ def write(record: Mapping[str, Any], path: Path | str | None = None) -> Path:
     target = Path(path) if path else RESULTS / f"{record['benchmark']}.json"
     text = json.dumps(record, indent=1, allow_nan=False)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text + "\n")
+    half = target.with_name(target.name + ".part")  # a stop while it is written loses nothing
+    half.write_text(text + "\n")
+    half.replace(target)
     return target
 
 
@@ -77,6 +89,16 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changes else "")
+
+
+def unchanged_since(commit: str, paths: Sequence[str]) -> bool:
+    """Whether ``paths`` are now what they were at ``commit`` (as ``commit()`` names it, clean)."""
+    if not commit or commit == "unknown" or commit.endswith("+changes"):
+        return False
+    try:
+        return _git("diff", "--name-only", commit, "--", *paths) == ""
+    except (OSError, subprocess.CalledProcessError):
+        return False
 
 
 def _git(*arguments: str) -> str:

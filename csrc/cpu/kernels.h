@@ -174,6 +174,29 @@ struct NmLinearArgs {
   Epilogue epilogue;
 };
 
+// The probes of the roofline (cpu/roofline.cpp). A work unit is a span of kProbeSpan elements; of
+// probe_fma, one run of `iterations` rounds.
+inline constexpr int64_t kProbeSpan = 16384;
+struct ProbeReadArgs {
+  const float* data;
+  float* sums;    // one of each span
+  int64_t ahead;  // elements between a load and its prefetch; 0: no prefetch
+};
+struct ProbeFmaArgs {
+  float x, y;
+  int64_t iterations;
+  float* sums;    // one of each unit, so that nothing is left out
+  int64_t* flop;  // of each unit
+};
+struct ProbeStreamArgs {
+  float* weight;
+  const float* grad;
+  float *moment, *square, *importance;
+  const uint8_t* mask;
+  float step;
+  int64_t ahead;
+};
+
 struct Kernels {
   const char* level;
   int lanes;
@@ -189,6 +212,9 @@ struct Kernels {
   void (*pack_panels)(const PanelArgs&, int64_t begin, int64_t end);
   void (*block_linear)(const StripArgs&, int64_t begin, int64_t end);
   void (*bitmask_linear)(const StripArgs&, int64_t begin, int64_t end);
+  void (*probe_read)(const ProbeReadArgs&, int64_t begin, int64_t end);
+  void (*probe_fma)(const ProbeFmaArgs&, int64_t begin, int64_t end);
+  void (*probe_stream)(const ProbeStreamArgs&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();            // the level in use

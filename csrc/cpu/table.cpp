@@ -22,6 +22,10 @@ void bitmask_linear(const StripArgs&, int64_t, int64_t);
 void adamw_step(const AdamwStepArgs&, int64_t, int64_t);
 void sgd_step(const SgdStepArgs&, int64_t, int64_t);
 
+void probe_read(const ProbeReadArgs&, int64_t, int64_t);
+void probe_fma(const ProbeFmaArgs&, int64_t, int64_t);
+void probe_stream(const ProbeStreamArgs&, int64_t, int64_t);
+
 extern const Kernels table;
 const Kernels table = {
     .level = EVOPRUNE_STRING(EVOPRUNE_ISA),
@@ -38,6 +42,9 @@ const Kernels table = {
     .pack_panels = pack_panels,
     .block_linear = block_linear,
     .bitmask_linear = bitmask_linear,
+    .probe_read = probe_read,
+    .probe_fma = probe_fma,
+    .probe_stream = probe_stream,
 };
 
 }  // namespace evoprune::EVOPRUNE_ISA
