@@ -85,23 +85,29 @@ struct RowTile {
     }
   }
 
+  EVOPRUNE_INLINE void start() {
+    for (auto& part : acc)
+      for (auto& token : part)
+        for (Vec& v : token) v = zero();
+  }
+  EVOPRUNE_INLINE Vec sum(int t, int v) const {
+    Vec sum = acc[0][t][v];
+    for (int s = 1; s < kSplit; ++s) sum += acc[s][t][v];
+    return sum;
+  }
+
   // The total of all entries, piece by piece; x: the first token, rows `stride` floats apart.
   template <typename Index>
   EVOPRUNE_INLINE void run(const Strip<T, Index>& strip, const float* x, int64_t stride) {
     const int64_t piece = entries_of_piece(kSplit, strip.bk);
     int64_t e = 0;
     do {
-      for (auto& part : acc)
-        for (auto& token : part)
-          for (Vec& v : token) v = zero();
+      start();
       const int64_t end = strip.entries - e < piece ? strip.entries : e + piece;
       add_entries(strip, e, end, x, stride);
       for (int t = 0; t < kTokens; ++t)
-        for (int v = 0; v < kRowVectors; ++v) {
-          Vec sum = acc[0][t][v];
-          for (int s = 1; s < kSplit; ++s) sum += acc[s][t][v];
-          total[t][v] = e == 0 ? sum : total[t][v] + sum;
-        }
+        for (int v = 0; v < kRowVectors; ++v)
+          total[t][v] = e == 0 ? sum(t, v) : total[t][v] + sum(t, v);
       e = end;
     } while (e < strip.entries);
   }
@@ -157,6 +163,13 @@ EVOPRUNE_INLINE int64_t dispatch_rows(int64_t left, const Strip<T, Index>& strip
   return kTokens;
 }
 
+template <typename T, typename Index>
+EVOPRUNE_INLINE Strip<T, Index> strip_of(const StripArgs& a, int64_t tile) {
+  const int64_t first = a.row_ptr[tile];
+  return {static_cast<const T*>(a.values) + first * a.bk * kTile,
+          static_cast<const Index*>(a.columns) + first, a.row_ptr[tile + 1] - first, a.bk};
+}
+
 // Tiles [begin, end) of rows, all tokens: tokens in groups whose x stays in L2, each tile of rows
 // over all token tiles of the group.
 template <typename T, typename Index>
@@ -165,10 +178,7 @@ void rows_in_lanes(const StripArgs& a, int64_t begin, int64_t end) {
   for (int64_t g = 0; g < a.tokens; g += a.group_tokens) {
     const int64_t last = a.tokens - g < a.group_tokens ? a.tokens : g + a.group_tokens;
     for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t first = a.row_ptr[tile];
-      const Strip<T, Index> strip{static_cast<const T*>(a.values) + first * a.bk * kTile,
-                                  static_cast<const Index*>(a.columns) + first,
-                                  a.row_ptr[tile + 1] - first, a.bk};
+      const Strip<T, Index> strip = strip_of<T, Index>(a, tile);
       RowOutput out{nullptr, a.out_features, tile_rows(tile, a.out_features), &a.epilogue};
       for (int64_t t = g; t < last;) {
         out.y = token_outputs(a.y, t, a.out_features, a.epilogue);
