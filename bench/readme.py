@@ -92,6 +92,8 @@ def model(record: dict[str, Any]) -> str:
 
 def optim(record: dict[str, Any]) -> str:
     """The table of ``bench optim`` and the targets it was held to."""
+    from bench.optim import section_lines
+
     results = record["results"]
     rows = [
         [
@@ -115,6 +117,7 @@ def optim(record: dict[str, Any]) -> str:
         report.table(header, rows),
         "",
     ]
+    lines += section_lines(results)
     if missed:
         lines += [f"Targets that do not hold here: {'; '.join(missed)}.", ""]
     return "\n".join([*lines, source(record)])
