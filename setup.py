@@ -2,7 +2,8 @@
 
 ``_cpu.so``    the torch ops, through the libtorch stable ABI (one build serves torch >= 2.10).
                Each ``csrc/cpu`` file is compiled once per ISA level; the level is chosen at load.
-``_native``    a small pybind11 module without torch: build facts and the packed-format oracle.
+``_native``    a small pybind11 module without torch: build facts, the packed-format oracle, and the
+               reader of an optimizer's tensors.
 
 ``EVOPRUNE_BUILD=auto|cpu|none``   auto builds what the machine can, cpu insists, none skips.
 ``EVOPRUNE_SANITIZE=1``            AddressSanitizer and UBSan.
@@ -116,7 +117,8 @@ class NinjaBuild(build_ext):
         lines += [f"build {out / '_cpu.so'}: link {' '.join(cpu)}", f"  libs = {link_torch}"]
         if (Path(sysconfig.get_path("include")) / "Python.h").exists():
             native = [compile_(source, "native", "") for source in sources("native")]
-            native += [compile_(ROOT / "csrc/module.cpp", "module", f"{python_inc} {define}")]
+            for source in sources("."):
+                native += [compile_(source, "module", f"{python_inc} {define}")]
             lines += [f"build {out / '_native'}{suffix}: link {' '.join(native)}"]
             lines += ["  libs = -Wl,--unresolved-symbols=ignore-all"]
         else:

@@ -86,6 +86,8 @@ def model(record: dict[str, Any]) -> str:
 
 def optim(record: dict[str, Any]) -> str:
     """The table of ``bench optim`` and the targets it was held to."""
+    from bench.optim import section_lines
+
     results = record["results"]
     rows = [
         [
@@ -109,6 +111,7 @@ def optim(record: dict[str, Any]) -> str:
         report.table(header, rows),
         "",
     ]
+    lines += section_lines(results)
     if missed:
         lines += [f"Targets that do not hold here: {'; '.join(missed)}.", ""]
     return "\n".join([*lines, report.source(record)])

@@ -1,5 +1,6 @@
-// The pybind11 module `_native`: what is no tensor op. Build facts, CPU features, and the packed
-// formats on numpy arrays (csrc/native), independent of torch.
+// The pybind11 module `_native`: what is no tensor op. Build facts, CPU features, the packed formats
+// on numpy arrays (csrc/native), and the reader of an optimizer's tensors (module_steps.cpp),
+// independent of torch.
 //
 // Weights are float32 arrays, or uint16 arrays that hold the bits of bf16. Every array is checked
 // for dtype and shape here and for its content in csrc/native; a bad one is a ValueError.
@@ -8,6 +9,7 @@
 
 #include <cstring>
 
+#include "module_steps.h"
 #include "native/formats.h"
 #include "native/plan.h"
 
@@ -224,4 +226,5 @@ PYBIND11_MODULE(_native, m) {
         "weight [N, K] -> (values, bits, row_ptr)");
   m.def("bitmask_unpack", &native::py_bitmask_unpack, arg("values"), arg("bits"), arg("row_ptr"),
         arg("in_features"), "(values, bits, row_ptr) -> weight [N, K]");
+  native::define_steps(m);
 }

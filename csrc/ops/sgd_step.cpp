@@ -10,10 +10,9 @@ struct SgdOptions {
   bool nesterov;
 };
 
-void sgd_step_list(const StepInputs& in, const SgdOptions& o) {
-  PreparedSteps prepared = prepare_steps(in);
-  for (size_t i = 0; i < in.params.size(); ++i)
-    prepared.items[i].tensor.first_step = advance_step(in.steps[i]) == 1;
+void launch(const StepEntries entries, const SgdOptions& o, const StepOptions& options,
+            double grad_scale) {
+  for (StepEntry& entry : entries) entry.tensor.first_step = (*entry.step += 1) == 1;
   SgdStepArgs args{};
   args.lr = static_cast<float>(o.lr);
   args.momentum = static_cast<float>(o.momentum);
@@ -21,16 +20,16 @@ void sgd_step_list(const StepInputs& in, const SgdOptions& o) {
   args.weight_decay = static_cast<float>(o.weight_decay);
   args.decays = o.weight_decay != 0;
   args.nesterov = o.nesterov;
-  launch_steps(kernels().sgd_step, args, in, prepared);
+  launch_steps(kernels().sgd_step, args, options, grad_scale, entries);
 }
 
 void sgd_step_inputs(const StepInputs& in, const SgdOptions& o) {
   check_step_inputs(in);
   STD_TORCH_CHECK(o.momentum == 0 || in.moments.size() == in.params.size(), "momentum=", o.momentum,
                   " needs ", in.params.size(), " momentum_buffers, got ", in.moments.size());
-  if (step_is_skipped(in)) return;
-  if (!share_memory(in.params)) return sgd_step_list(in, o);
-  for (size_t i = 0; i < in.params.size(); ++i) sgd_step_list(only(in, i), o);
+  run_steps(in, [&](StepEntries entries, double grad_scale) {
+    launch(entries, o, in.options, grad_scale);
+  });
 }
 
 }  // namespace
@@ -49,12 +48,8 @@ void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers,
                    importances,
                    masks,
                    steps,
-                   grad_scale,
-                   found_inf,
-                   "momentum_buffers",
-                   rule,
-                   alpha,
-                   maximize},
+                   {grad_scale, found_inf, rule, alpha, maximize},
+                   "momentum_buffers"},
                   {lr, momentum, dampening, weight_decay, nesterov});
 }
 
@@ -68,9 +63,28 @@ void sgd_step_tensor_lr(TensorList params, TensorList grads, TensorList momentum
            found_inf);
 }
 
+void sgd_step_entries(int64_t address, int64_t count, double lr, double momentum, double dampening,
+                      double weight_decay, bool nesterov, bool maximize, std::string rule,
+                      double alpha, std::optional<Tensor> grad_scale,
+                      std::optional<Tensor> found_inf) {
+  const StepOptions options{grad_scale, found_inf, rule, alpha, maximize};
+  run_entries(address, count, options, [&](StepEntries entries, double scale) {
+    launch(entries, {lr, momentum, dampening, weight_decay, nesterov}, options, scale);
+  });
+}
+
 }  // namespace evoprune::binding
 
 STABLE_TORCH_LIBRARY_IMPL(evoprune, CPU, m) {
   m.impl("sgd_step_", TORCH_BOX(&evoprune::binding::sgd_step));
   m.impl("sgd_step_.tensor_lr", TORCH_BOX(&evoprune::binding::sgd_step_tensor_lr));
+}
+STABLE_TORCH_LIBRARY_FRAGMENT(evoprune_raw, m) {
+  m.def(
+      "sgd_step_entries(int address, int count, float lr, float momentum, float dampening, "
+      "float weight_decay, bool nesterov, bool maximize, str rule, float alpha, "
+      "Tensor? grad_scale, Tensor? found_inf) -> ()");
+}
+STABLE_TORCH_LIBRARY_IMPL(evoprune_raw, CompositeExplicitAutograd, m) {
+  m.impl("sgd_step_entries", TORCH_BOX(&evoprune::binding::sgd_step_entries));
 }

@@ -15,7 +15,7 @@ struct Role {  // one list of an op, and what happens to it
 
 std::vector<Role> roles(const StepInputs& in) {
   return {{"params", in.params, true},
-          {"grads", in.grads, in.grad_scale.has_value()},
+          {"grads", in.grads, in.options.grad_scale.has_value()},
           {in.moments_name, in.moments, true},
           {"exp_avg_sqs", in.squares, true},
           {"max_exp_avg_sqs", in.largest_squares, true},
@@ -132,11 +132,13 @@ StepRule step_rule(const std::string& rule) {
 }
 
 void check_step_inputs(const StepInputs& in) {
-  const StepRule rule = step_rule(in.rule);
+  const StepRule rule = step_rule(in.options.rule);
   const size_t count = in.params.size();
-  STD_TORCH_CHECK(in.alpha >= 0 && in.alpha <= 1, "expected 0 <= alpha <= 1, got ", in.alpha);
-  STD_TORCH_CHECK(rule == StepRule::none || in.importances.size() == count, "rule ", in.rule,
-                  " needs ", count, " importances, one a parameter, got ", in.importances.size());
+  STD_TORCH_CHECK(in.options.alpha >= 0 && in.options.alpha <= 1, "expected 0 <= alpha <= 1, got ",
+                  in.options.alpha);
+  STD_TORCH_CHECK(rule == StepRule::none || in.importances.size() == count, "rule ",
+                  in.options.rule, " needs ", count, " importances, one a parameter, got ",
+                  in.importances.size());
   STD_TORCH_CHECK(in.grads.size() == count, "expected ", count, " grads, got ", in.grads.size());
   STD_TORCH_CHECK(in.steps.size() == count, "expected ", count, " steps, got ", in.steps.size());
   for (const Role& role : roles(in)) {
@@ -170,14 +172,8 @@ double read_number(const Tensor& t, const char* what) {
   return *static_cast<const double*>(number.const_data_ptr());
 }
 
-bool step_is_skipped(const StepInputs& in) {
-  return in.found_inf && read_number(*in.found_inf, "found_inf") != 0;
-}
-
-double advance_step(const Tensor& step) {
-  float* number = static_cast<float*>(step.data_ptr());
-  *number += 1;
-  return *number;
+bool step_is_skipped(const StepOptions& options) {
+  return options.found_inf && read_number(*options.found_inf, "found_inf") != 0;
 }
 
 bool share_memory(const TensorList& tensors) {
@@ -209,7 +205,7 @@ PreparedSteps prepare_steps(const StepInputs& in) {
     Layout layout(in, i, out);
     StepTensor t{};
     t.param = layout.memory(in.params, true);
-    t.grad = layout.memory(in.grads, in.grad_scale.has_value());
+    t.grad = layout.memory(in.grads, in.options.grad_scale.has_value());
     t.moment = layout.memory(in.moments, true);
     t.square = layout.memory(in.squares, true);
     t.largest_square = layout.memory(in.largest_squares, true);
@@ -217,9 +213,17 @@ PreparedSteps prepare_steps(const StepInputs& in) {
     t.mask = static_cast<const uint8_t*>(layout.memory(in.masks, false));
     t.numel = in.params[i].numel();
     const DType dtype = dtype_of(in.params[i]);
-    out.items.push_back({t, dtype, in.moments.empty() ? dtype : dtype_of(in.moments[i])});
+    out.entries.push_back({t, dtype, in.moments.empty() ? dtype : dtype_of(in.moments[i]),
+                           static_cast<float*>(in.steps[i].data_ptr())});
   }
   return out;
+}
+
+void write_back(const PreparedSteps& prepared) {
+  for (const StepCopy& c : prepared.copies) {
+    Tensor target = c.original;
+    if (c.written) torch::stable::copy_(target, c.copy);
+  }
 }
 
 }  // namespace evoprune::binding

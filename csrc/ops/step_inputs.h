@@ -9,63 +9,89 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "cpu/step_entry.h"
 #include "ops/check.h"
 
 namespace evoprune::binding {
 
 using TensorList = std::vector<Tensor>;
 
-struct StepInputs {
-  TensorList params, grads, moments, squares, largest_squares, importances, masks, steps;
+struct StepOptions {
   std::optional<Tensor> grad_scale, found_inf;
-  const char* moments_name;  // for messages: exp_avgs or momentum_buffers
   std::string rule;
   double alpha;
   bool maximize;
 };
 
-// One index of the lists, ready for the kernel.
-struct PreparedStep {
-  StepTensor tensor;
-  DType param_dtype, state_dtype;
+struct StepInputs {
+  TensorList params, grads, moments, squares, largest_squares, importances, masks, steps;
+  StepOptions options;
+  const char* moments_name;  // for messages: exp_avgs or momentum_buffers
 };
+
+using StepEntries = std::span<StepEntry>;
 struct StepCopy {
   Tensor original, copy;
   bool written;
 };
 struct PreparedSteps {
-  std::vector<PreparedStep> items;
+  std::vector<StepEntry> entries;
   std::vector<StepCopy> copies;
 };
 
 StepRule step_rule(const std::string& rule);
 void check_step_inputs(const StepInputs& in);
-bool step_is_skipped(const StepInputs& in);
+bool step_is_skipped(const StepOptions& options);
 bool share_memory(const TensorList& tensors);
 StepInputs only(const StepInputs& in, size_t i);  // index i alone
 PreparedSteps prepare_steps(const StepInputs& in);
+void write_back(const PreparedSteps& prepared);         // copies, to what they are copies of
 double read_number(const Tensor& t, const char* what);  // of a one-element tensor
-double advance_step(const Tensor& step);                // adds one, returns the new number
+
+// Calls step(entries, grad_scale): once, or for one parameter after the other where they share
+// memory; never where found_inf says so. Everything is checked before the first call.
+template <typename Step>
+void run_steps(const StepInputs& in, const Step& step) {
+  if (step_is_skipped(in.options)) return;
+  const auto& scale = in.options.grad_scale;
+  const double grad_scale = scale ? read_number(*scale, "grad_scale") : 1.0;
+  const auto run = [&](const StepInputs& part) {
+    PreparedSteps prepared = prepare_steps(part);
+    step(StepEntries(prepared.entries), grad_scale);
+    write_back(prepared);
+  };
+  if (!share_memory(in.params)) return run(in);
+  for (size_t i = 0; i < in.params.size(); ++i) run(only(in, i));
+}
+
+// The same for entries that `_native` collected: plain tensors that share nothing.
+template <typename Step>
+void run_entries(int64_t address, int64_t count, const StepOptions& options, const Step& step) {
+  if (step_is_skipped(options)) return;
+  const auto& scale = options.grad_scale;
+  const double grad_scale = scale ? read_number(*scale, "grad_scale") : 1.0;
+  step(StepEntries(reinterpret_cast<StepEntry*>(address), static_cast<size_t>(count)), grad_scale);
+}
 
 // Runs the kernel once for each pair of dtypes in the list, over chunks of all its tensors at once.
 template <typename Args>
-void launch_steps(void (*kernel)(const Args&, int64_t, int64_t), Args args, const StepInputs& in,
-                  const PreparedSteps& prepared) {
-  args.list.rule = step_rule(in.rule);
-  args.list.average = importance::Average(in.alpha);
-  args.list.sign = in.maximize ? -1.0f : 1.0f;
-  args.list.scaled = in.grad_scale.has_value();
-  args.list.grad_scale =
-      args.list.scaled ? static_cast<float>(read_number(*in.grad_scale, "grad_scale")) : 1.0f;
+void launch_steps(void (*kernel)(const Args&, int64_t, int64_t), Args args,
+                  const StepOptions& options, double grad_scale, const StepEntries entries) {
+  args.list.rule = step_rule(options.rule);
+  args.list.average = importance::Average(options.alpha);
+  args.list.sign = options.maximize ? -1.0f : 1.0f;
+  args.list.scaled = options.grad_scale.has_value();
+  args.list.grad_scale = static_cast<float>(grad_scale);
   for (const auto& [param, state] :
        {std::pair(DType::f32, DType::f32), std::pair(DType::bf16, DType::f32),
         std::pair(DType::bf16, DType::bf16)}) {
     std::vector<StepTensor> tensors;
     int64_t chunks = 0, elements = 0;
-    for (const PreparedStep& item : prepared.items) {
+    for (const StepEntry& item : entries) {
       if (item.param_dtype != param || item.state_dtype != state || item.tensor.numel == 0)
         continue;
       tensors.push_back(item.tensor);
@@ -79,10 +105,6 @@ void launch_steps(void (*kernel)(const Args&, int64_t, int64_t), Args args, cons
     args.list.state_dtype = state;
     const int64_t worth_a_thread = 2 * kStepChunk;
     run(kernel, args, chunks, elements <= worth_a_thread ? chunks : 2);
-  }
-  for (const StepCopy& c : prepared.copies) {
-    Tensor target = c.original;
-    if (c.written) torch::stable::copy_(target, c.copy);
   }
 }
 

@@ -28,6 +28,8 @@ from evoprune_kernels.optim.config import PruneConfig
 
 Group = dict[str, Any]
 State = dict[str, Any]
+#: types of tensors that are their own shards
+PLAIN_TYPES = {Tensor, torch.nn.Parameter}
 
 
 def is_prunable(param: Tensor) -> bool:
@@ -45,15 +47,29 @@ class Bucket:
     importances: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
 
+    sharded: bool = False
+
     def state(self, key: str) -> list[Tensor]:
         """One state tensor of every parameter, as local shards."""
+        if not self.sharded:
+            return [state[key] for state in self.states]
         return [local(state[key]) for state in self.states]
+
+    def take_shards(self) -> None:
+        """Replace parameters and gradients by the shards of this rank."""
+        self.sharded = True
+        self.grads = [local_like(g, p) for g, p in zip(self.grads, self.params, strict=True)]
+        self.params = [local(p) for p in self.params]
 
 
 class Pruning(torch.optim.Optimizer):
-    """Mixin in front of a torch optimizer; the subclass implements ``_init_moments`` and ``_fused_step``."""
+    """Mixin in front of a torch optimizer; the subclass has ``_moments``, ``_init_moments`` and ``_fused_step``."""
 
     _default_prune: PruneConfig | None = None
+
+    def _moments(self, group: Group) -> tuple[str, ...]:
+        """The keys of the states that the op needs for this group, besides ``step``."""
+        raise NotImplementedError
 
     def _init_moments(self, group: Group, param: Tensor, state: State) -> None:
         """Create the states of ``param`` that the op needs and that are not there yet."""
@@ -142,46 +158,46 @@ class Pruning(torch.optim.Optimizer):
             self._choose_masks(group, config, late)
 
     def _buckets(self, group: Group, config: PruneConfig, late: list[Tensor]) -> dict[Any, Bucket]:
-        """The parameters with gradients; those that are stepped for the first time are also put into ``late``."""
-        buckets: dict[Any, Bucket] = {}
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            if param.grad.is_sparse:
+        """The parameters with gradients; those that are stepped for the first time are also put into ``late``.
+
+        This loop is what a step of many small tensors costs in Python: nothing is asked twice of a tensor.
+        """
+        found = [(param, grad) for param in group["params"] if (grad := param.grad) is not None]
+        for param, grad in found:
+            if grad.is_sparse:
                 raise RuntimeError(
                     f"{type(self).__name__} with prune does not support sparse gradients,"
                     f" got one for a parameter of shape {tuple(param.shape)}"
                 )
-        for param in group["params"]:
-            if param.grad is None:
-                continue
+        buckets: dict[Any, Bucket] = {}
+        moments, averages = self._moments(group), get_rule(config.importance).has_state
+        for param, grad in found:
             state = self.state[param]
-            if is_prunable(param) and "mask" not in state:
-                late.append(param)
-            self._init_state(group, config, param, state)
-            key = (param.device, param.dtype, is_prunable(param))
-            bucket = buckets.setdefault(key, Bucket())
-            bucket.params.append(local(param))
-            bucket.grads.append(local_like(param.grad, param))
+            device, prunable = param.device, is_prunable(param)
+            step = state.get("step")
+            if not isinstance(step, Tensor) or step.dtype != torch.float32 or step.device != device:
+                first = float("momentum_buffer" in state) if step is None else float(step)
+                state["step"] = torch.tensor(first, dtype=torch.float32, device=device)
+            for key in moments:
+                if state.get(key) is None:
+                    self._init_moments(group, param, state)
+            if prunable:
+                if averages and "importance" not in state:
+                    state["importance"] = zeros_like(param, torch.float32)
+                if "mask" not in state:
+                    late.append(param)
+                    state["mask"] = zeros_like(param, torch.bool).logical_not_()
+            kind = (device, param.dtype, prunable)
+            bucket = buckets.get(kind)
+            if bucket is None:
+                bucket = buckets[kind] = Bucket()
+            bucket.params.append(param)
+            bucket.grads.append(grad)
             bucket.states.append(state)
+        for bucket in buckets.values():
+            if not set(map(type, bucket.params)) | set(map(type, bucket.grads)) <= PLAIN_TYPES:
+                bucket.take_shards()
         return buckets
-
-    def _init_state(self, group: Group, config: PruneConfig, param: Tensor, state: State) -> None:
-        step = state.get("step")
-        if (
-            not isinstance(step, Tensor)
-            or step.dtype != torch.float32
-            or step.device != param.device
-        ):
-            first = float("momentum_buffer" in state) if step is None else float(step)
-            state["step"] = torch.tensor(first, dtype=torch.float32, device=param.device)
-        self._init_moments(group, param, state)
-        if not is_prunable(param):
-            return
-        if get_rule(config.importance).has_state and "importance" not in state:
-            state["importance"] = zeros_like(param, torch.float32)
-        if "mask" not in state:
-            state["mask"] = zeros_like(param, torch.bool).logical_not_()
 
     # masks ----------------------------------------------------------------------------------------------------------
 

@@ -137,9 +137,11 @@ class AdamW(Pruning, torch.optim.AdamW):
             maximize=group["maximize"],
         )
 
+    def _moments(self, group: Group) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq") + (("max_exp_avg_sq",) if group["amsgrad"] else ())
+
     def _init_moments(self, group: Group, param: Tensor, state: State) -> None:
-        keys = ["exp_avg", "exp_avg_sq"] + (["max_exp_avg_sq"] if group["amsgrad"] else [])
-        for key in keys:
+        for key in self._moments(group):
             if key not in state:
                 state[key] = zeros_like(param, param.dtype)
 

@@ -192,6 +192,9 @@ class SGD(Pruning, torch.optim.SGD):
             **_hyperparameters(group), grad_scale=getattr(self, "grad_scale", None), found_inf=found_inf,
         )  # fmt: skip
 
+    def _moments(self, group: Group) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] != 0 else ()
+
     def _init_moments(self, group: Group, param: Tensor, state: State) -> None:
         if group["momentum"] != 0 and state.get("momentum_buffer") is None:
             state["momentum_buffer"] = zeros_like(param, param.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check
-from evoprune_kernels.ops import _step
+from evoprune_kernels.ops import _entries, _step
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.adamw_step.reference import adamw_step_reference
 
@@ -123,6 +123,15 @@ def adamw_step_(
         not amsgrad or len(max_exp_avg_sqs) == len(params),
         f"amsgrad needs {len(params)} max_exp_avg_sqs, one a parameter, got {len(max_exp_avg_sqs)}",
     )
+    lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, importances, masks, steps)
+    unused = len(max_exp_avg_sqs) > 0 and not amsgrad
+    entries = None if unused else _entries.collect(OP.name, impl, lists, lr, grad_scale, found_inf)
+    if entries is not None:
+        torch.ops.evoprune_raw.adamw_step_entries(
+            entries.address, entries.count, float(lr), beta1, beta2, eps, weight_decay, maximize,
+            rule, alpha, grad_scale, found_inf,
+        )  # fmt: skip
+        return
     if impl is None and not _step.kernel_fits(params):
         impl = "reference"
     op = OP_TENSOR_LR if isinstance(lr, torch.Tensor) else OP

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check
-from evoprune_kernels.ops import _step
+from evoprune_kernels.ops import _entries, _step
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.sgd_step.reference import sgd_step_reference
 
@@ -118,6 +118,16 @@ def sgd_step_(
         momentum == 0 or len(momentum_buffers) == len(params),
         f"momentum={momentum} needs {len(params)} momentum_buffers, got {len(momentum_buffers)}",
     )
+    none: list[Tensor] = []
+    lists = (params, grads, momentum_buffers, none, none, importances, masks, steps)
+    unused = len(momentum_buffers) > 0 and momentum == 0
+    entries = None if unused else _entries.collect(OP.name, impl, lists, lr, grad_scale, found_inf)
+    if entries is not None:
+        torch.ops.evoprune_raw.sgd_step_entries(
+            entries.address, entries.count, float(lr), momentum, dampening, weight_decay, nesterov,
+            maximize, rule, alpha, grad_scale, found_inf,
+        )  # fmt: skip
+        return
     if impl is None and not _step.kernel_fits(params):
         impl = "reference"
     op = OP_TENSOR_LR if isinstance(lr, torch.Tensor) else OP
