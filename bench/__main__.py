@@ -1,4 +1,4 @@
-"""``python -m bench linear | optim | model | demo | digits | readme``: measure, print a table, write one JSON."""
+"""``python -m bench COMMAND``: measure, print a table, write one JSON. ``--help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ COMMANDS = {
         "the fused step against torch's fused AdamW and what people compose around it",
     ),
     "model": ("bench.model", "a transformer stack end to end: dense, masked dense, optimised"),
+    "costs": ("bench.costs", "the nm kernels' cost model: fit and write csrc/core/nm_costs.h"),
     "demo": ("bench.demo", "train a character GPT, prune it, run it faster"),
     "digits": ("bench.digits", "an MLP on digits at 90 %% block sparsity"),
     "readme": ("bench.readme", "write the tables of README.md from bench/results"),

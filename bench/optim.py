@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         samples = measure.interleave(contenders, rounds=rounds, max_seconds=args.seconds)
         results = describe(samples, list(contenders), count)
         results["bandwidth"] = optim_sections.bandwidth(
-            contenders[OURS], count, args.threads, optim_sections.probe()
+            contenders[OURS], count, optim_sections.probe()
         )
         pair = (rounds, args.seconds / 2, TORCH, OURS)
         results["two_threads"] = optim_sections.two_threads(contenders, *pair)

@@ -4,8 +4,9 @@
     fma      FLOP/s of independent multiply-add chains in float32
     stream   bytes/s of a fused optimizer step's memory traffic: 5 reads and 4 writes in place and a byte of mask
 
-Every figure is the fastest round of the best prefetch distance, a limit and no median. A kernel's *roof* is computed
-from them: ``max(bytes / read, flop / fma)`` seconds. Nothing with float32 sums is faster, if probes reach the limits.
+Every figure is the fastest round of the best way to read (prefetch distance, streams side by side): a limit and no
+median. A kernel's *roof* is computed from them: ``max(bytes / read, flop / fma)`` seconds. Nothing with float32 sums is
+faster, if probes reach the limits.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from evoprune_kernels import measure
 SPAN = 16384
 #: software prefetch distances in elements; 0: the hardware alone
 AHEAD = (0, 128, 512, 2048)
+#: how a buffer is read: (prefetch distance, streams side by side)
+WAYS = (*((ahead, 1) for ahead in AHEAD), (0, 2), (0, 4))
 STREAM_BYTES = 37  # an element: w, m, v and importance read and written, g and a mask byte read
 DEFAULT_L2_BYTES = 512 << 10
 DRAM_BYTES = 512 << 20
@@ -91,7 +94,12 @@ def read_bandwidth(nbytes: int, seconds: float = 2.0) -> float:
     count = max(1, nbytes // (4 * SPAN)) * SPAN
     data = torch.ones(count)
     repeats = max(1, (1 << 22) // (4 * count))  # small buffers: many passes a call
-    calls = {str(d): functools.partial(raw.probe_read, data, repeats, d) for d in AHEAD}
+    calls = {
+        f"{streams} streams, {ahead} ahead": functools.partial(
+            raw.probe_read, data, repeats, ahead, streams
+        )
+        for ahead, streams in WAYS
+    }
     return best(calls, 4.0 * count * repeats, seconds)
 
 

@@ -177,10 +177,12 @@ struct NmLinearArgs {
 // The probes of the roofline (cpu/roofline.cpp). A work unit is a span of kProbeSpan elements; of
 // probe_fma, one run of `iterations` rounds.
 inline constexpr int64_t kProbeSpan = 16384;
+inline constexpr int kProbeStreams = 4;
 struct ProbeReadArgs {
   const float* data;
   float* sums;    // one of each span
   int64_t ahead;  // elements between a load and its prefetch; 0: no prefetch
+  int streams;    // spans read side by side, up to kProbeStreams
 };
 struct ProbeFmaArgs {
   float x, y;

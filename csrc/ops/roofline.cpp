@@ -29,12 +29,15 @@ float* floats(Tensor& t) {
 }  // namespace
 
 // The sum of `data`, read `repeats` times.
-double probe_read(Tensor data, int64_t repeats, int64_t ahead) {
+double probe_read(Tensor data, int64_t repeats, int64_t ahead, int64_t streams) {
   const int64_t units = spans(data, "data");
   check_counts(repeats, ahead);
+  STD_TORCH_CHECK(1 <= streams && streams <= kProbeStreams, "expected streams of 1 to ",
+                  kProbeStreams, ", got ", streams);
   std::vector<float> sums(static_cast<size_t>(units));
-  const ProbeReadArgs args{static_cast<const float*>(data.const_data_ptr()), sums.data(), ahead};
-  for (int64_t i = 0; i < repeats; ++i) run(kernels().probe_read, args, units, 1);
+  const ProbeReadArgs args{static_cast<const float*>(data.const_data_ptr()), sums.data(), ahead,
+                           static_cast<int>(streams)};
+  for (int64_t i = 0; i < repeats; ++i) run(kernels().probe_read, args, units, streams);
   double total = 0;
   for (const float s : sums) total += s;
   return total;
@@ -77,7 +80,7 @@ void probe_stream(Tensor weight, Tensor grad, Tensor moment, Tensor square, Tens
 }  // namespace evoprune::binding
 
 STABLE_TORCH_LIBRARY_FRAGMENT(evoprune_raw, m) {
-  m.def("probe_read(Tensor data, int repeats, int ahead) -> float");
+  m.def("probe_read(Tensor data, int repeats, int ahead, int streams) -> float");
   m.def("probe_fma(int units, int iterations) -> int");
   m.def(
       "probe_stream(Tensor(a!) weight, Tensor grad, Tensor(b!) moment, Tensor(c!) square, "

@@ -29,20 +29,20 @@ def test_quick_writes_every_section_and_the_readme_renders_it(tmp_path):
 def test_bandwidth_is_a_share_of_what_the_probe_measured():
     calls = []
 
-    def measured(elements: int, threads: int) -> float:
-        calls.append((elements, threads))
+    def measured(elements: int) -> float:
+        calls.append(elements)
         return 1e12
 
-    found = optim_sections.bandwidth(lambda: None, 1000, 3, measured, rounds=2)
-    assert calls == [(1000, 3)] * 2 and found["bytes_a_parameter"] == 37
+    found = optim_sections.bandwidth(lambda: None, 1000, measured, rounds=2)
+    assert calls == [1000] * 2 and found["bytes_a_parameter"] == 37
     share = found["step_bytes_a_second"] / 1e12
     assert found["share"]["median"] == pytest.approx(share)
 
 
 def test_without_a_probe_the_line_says_so(monkeypatch):
-    found = optim_sections.bandwidth(lambda: None, 1000, 1, None, rounds=2)
+    found = optim_sections.bandwidth(lambda: None, 1000, None, rounds=2)
     assert found["share"] is None and found["mix_bytes_a_second"] is None
-    monkeypatch.setattr(optim_sections.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(optim_sections.roofline, "available", lambda: False)
     assert optim_sections.probe() is None
 
 

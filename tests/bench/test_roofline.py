@@ -16,10 +16,10 @@ SPAN = roofline.SPAN
 
 
 @needs_cpu
-@pytest.mark.parametrize("ahead", [0, 2048])
-def test_read_sums_the_whole_buffer(ahead, isa):
-    data = torch.randint(0, 4, (3 * SPAN,)).float()  # exact in float32
-    assert RAW.probe_read(data, 2, ahead) == data.double().sum().item()
+@pytest.mark.parametrize("ahead, streams", roofline.WAYS)
+def test_read_sums_the_whole_buffer(ahead, streams, isa):
+    data = torch.randint(0, 4, (5 * SPAN,)).float()  # exact in float32
+    assert RAW.probe_read(data, 2, ahead, streams) == data.double().sum().item()
 
 
 @needs_cpu
@@ -43,9 +43,11 @@ def test_stream_does_what_its_header_says(ahead, isa):
 @needs_cpu
 def test_probes_name_what_they_are_given():
     with pytest.raises(RuntimeError, match=f"multiple of {SPAN} elements, got 100"):
-        RAW.probe_read(torch.ones(100), 1, 0)
+        RAW.probe_read(torch.ones(100), 1, 0, 1)
     with pytest.raises(RuntimeError, match="expected repeats >= 1, got 0"):
-        RAW.probe_read(torch.ones(SPAN), 0, 0)
+        RAW.probe_read(torch.ones(SPAN), 0, 0, 1)
+    with pytest.raises(RuntimeError, match="expected streams of 1 to 4, got 5"):
+        RAW.probe_read(torch.ones(SPAN), 1, 0, 5)
     with pytest.raises(RuntimeError, match="expected units and iterations >= 1, got 1 and 0"):
         RAW.probe_fma(1, 0)
     five = [torch.ones(SPAN) for _ in range(5)]
