@@ -170,6 +170,39 @@ struct NmLinearArgs {
   Epilogue epilogue;
 };
 
+// x [tokens, columns] -> int8 with a scale a token (cpu/w8a8_quantize.cpp); a work unit is a panel.
+inline constexpr int kW8a8Panel = 8;
+struct QuantizeArgs {
+  const void* x;
+  DType dtype;
+  int64_t tokens, columns;
+  int8_t* out;      // [panels, stride, panel]
+  int8_t* scratch;  // as large as out; where panel > 1
+  int64_t stride;   // columns of a row or panel of out
+  int panel;        // tokens: 1 or kW8a8Panel
+  float* scale;     // [tokens]
+};
+
+// y = act(x W^T + b) in int8 arithmetic, W in strips of 16 rows; a work unit is a strip. What the
+// lines of a strip read of x (cpu/w8a8_linear.cpp): runs of columns, columns picked by the strip, or
+// by each row. In the order of PICKS in evoprune_kernels/ops/w8a8_linear/__init__.py.
+enum class Picks : int32_t { run, strip, row };
+struct W8a8Args {
+  const int8_t* x;  // rows or panels of w8a8_quantize
+  const float* x_scale;
+  int64_t tokens, x_stride;
+  int panel;
+  const int8_t* values;
+  const int32_t* row_ptr;
+  const void* columns;
+  const int32_t* row_sums;      // [strips, 16]
+  int64_t out_features, lines;  // lines of an entry
+  Picks picks;
+  bool narrow;  // columns are uint16; where the strip picks
+  void* y;
+  Epilogue epilogue;
+};
+
 struct Kernels {
   const char* level;
   int lanes;
@@ -185,6 +218,8 @@ struct Kernels {
   void (*pack_panels)(const PanelArgs&, int64_t begin, int64_t end);
   void (*block_linear)(const StripArgs&, int64_t begin, int64_t end);
   void (*bitmask_linear)(const StripArgs&, int64_t begin, int64_t end);
+  void (*w8a8_quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
+  void (*w8a8_linear)(const W8a8Args&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();            // the level in use
