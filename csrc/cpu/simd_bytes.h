@@ -22,6 +22,25 @@ inline constexpr int kByteBias = 0;
 EVOPRUNE_INLINE IVec load_lanes(const void* p) {
   return load_bits<IVec>(p);
 }
+// The low bytes of the lanes of four vectors, in order.
+EVOPRUNE_INLINE void store_low_bytes(int8_t* p, const IVec (&v)[4]) {
+#if EVOPRUNE_LEVEL == 1
+  const __m256i byte = _mm256_set1_epi32(0xff);  // so that nothing saturates
+  const __m256i low = _mm256_packus_epi32(_mm256_and_si256((__m256i)v[0], byte),
+                                          _mm256_and_si256((__m256i)v[1], byte));
+  const __m256i high = _mm256_packus_epi32(_mm256_and_si256((__m256i)v[2], byte),
+                                           _mm256_and_si256((__m256i)v[3], byte));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+  _mm256_storeu_si256((__m256i*)p, bytes);
+#else
+  using Lanes = int8_t __attribute__((vector_size(kLanes)));
+  for (int i = 0; i < 4; ++i) {
+    const Lanes bytes = __builtin_convertvector(v[i], Lanes);
+    std::memcpy(p + i * kLanes, &bytes, sizeof(bytes));
+  }
+#endif
+}
 // The 4 bytes at p in every lane.
 EVOPRUNE_INLINE IVec broadcast_bytes(const int8_t* p) {
   int32_t four;

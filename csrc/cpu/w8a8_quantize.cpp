@@ -1,13 +1,14 @@
 // w8a8_quantize: x -> int8 with one scale a token.
 //
-//   s[t] = max |x[t, :]| / 127,   q[t, k] = round(x[t, k] / s[t])  in [-127, 127], half to even
+//   s[t] = max |x[t, :]| / 127,   q[t, k] = round(x[t, k] * (1 / s[t]))  in [-127, 127], half to even
 //
 //   panel = 1   rows     q[t, k]                   out [tokens, stride]
 //   panel = 8   panels   q[8p + 0..7, k]           out [panels, stride, 8]: 8 tokens side by side,
 //                                                  so that a column is one load for all of them
 //
-// Columns from K on, and tokens beyond the last, are 0. A token of zeros has scale 0. A token with a
-// NaN or an infinity has no scale: it becomes NaN and its row 0, so all of its outputs are NaN.
+// Columns from K on, and tokens beyond the last, are 0. A token of zeros has scale 0, and so has one
+// so small that 1 / s overflows (nothing above 3.8e-37). A token with a NaN or an infinity has no
+// scale: it becomes NaN and its row 0, so all of its outputs are NaN.
 // Stored as q + kByteBias, what the level multiplies (cpu/simd_bytes.h). Work unit: a panel. The
 // arithmetic is that of IEEE, division included: the same numbers at every level.
 #include "cpu/simd_bytes.h"
@@ -41,15 +42,11 @@ int32_t largest_bits(const T* x, int64_t columns) {
   return result;
 }
 
-using ByteLanes = int8_t __attribute__((vector_size(kLanes)));
+// 1.5 * 2^23: a sum with it is rounded to an integer, which its low bits then hold.
+constexpr float kRound = 12582912.0f;
 
-EVOPRUNE_INLINE ByteLanes quantize(Vec x, Vec step) {
-  const float round = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
-  Vec v = x / step;
-  v = v > 127.0f ? broadcast(127.0f) : v;
-  v = v < -127.0f ? broadcast(-127.0f) : v;
-  const IVec q = (IVec)(v + round) - 0x4b400000;
-  return __builtin_convertvector(q ^ kByteBias, ByteLanes);
+EVOPRUNE_INLINE IVec quantize(Vec x, Vec inverse) {
+  return (IVec)(x * inverse + kRound) ^ kByteBias;
 }
 
 // A row of `stride` bytes; returns the scale.
@@ -60,17 +57,18 @@ float quantize_row(const T* x, int64_t columns, int8_t* out, int64_t stride) {
   std::memcpy(&largest, &bits, 4);
   const bool finite = bits < kInfinityBits;
   const float scale = finite ? largest / 127.0f : __builtin_nanf("");
-  const Vec step = broadcast(scale > 0.0f ? scale : 1.0f);
+  const bool usable = 1.0f / scale < __builtin_inff();  // not where the scale is 0 or NaN
+  const Vec inverse = broadcast(1.0f / scale);
   int64_t c = 0;
-  for (; finite && c < columns; c += kLanes) {
-    const int64_t left = columns - c < kLanes ? columns - c : kLanes;
-    const Vec v = left < kLanes ? load_first(x + c, left) : load(x + c);
-    const ByteLanes q = quantize(v, step);
-    std::memcpy(out + c, &q, static_cast<size_t>(left));
+  for (; usable && c + 4 * kLanes <= columns; c += 4 * kLanes) {
+    IVec q[4];
+    for (int i = 0; i < 4; ++i) q[i] = quantize(load(x + c + i * kLanes), inverse);
+    store_low_bytes(out + c, q);
   }
-  if (finite) c = columns;
+  for (; usable && c < columns; ++c)
+    out[c] = static_cast<int8_t>(quantize(broadcast(to_float(x[c])), inverse)[0]);
   std::memset(out + c, kByteBias, static_cast<size_t>(stride - c));
-  return scale;
+  return usable || !finite ? scale : 0.0f;
 }
 
 // Rows [kW8a8Panel, stride] -> columns [stride, kW8a8Panel].

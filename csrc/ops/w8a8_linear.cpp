@@ -27,13 +27,14 @@ Picks picks_of(const std::string& name) {
 template <typename Index>
 void check_range(const Tensor& columns, int64_t last) {
   const Index* p = static_cast<const Index*>(columns.const_data_ptr());
+  const int64_t count = columns.numel();
   Index low = 0, high = 0;
-  for (int64_t i = 0; i < columns.numel(); ++i) {
-    low = std::min(low, p[i]);
-    high = std::max(high, p[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    low = p[i] < low ? p[i] : low;
+    high = p[i] > high ? p[i] : high;
   }
-  STD_TORCH_CHECK(low >= 0 && (columns.numel() == 0 || high <= last),
-                  "expected columns within 0 to ", last, ", got ", low, " to ", high);
+  STD_TORCH_CHECK(low >= 0 && (count == 0 || high <= last), "expected columns within 0 to ", last,
+                  ", got ", low, " to ", high);
 }
 
 // Checks the prepared tensors; returns how many columns of x the kernel may read.

@@ -49,7 +49,8 @@ def oracle(x, packed, bias, activation):
     y = np.zeros((rows.shape[0], packed.shape[0]))
     for t, row in enumerate(rows):
         step = np.float32(np.abs(row).max(initial=0)) / np.float32(127)
-        q = np.rint(row / step).astype(np.int64) if step > 0 else np.zeros(row.shape, np.int64)
+        inverse = np.float32(1) / step if step > 0 else np.float32(0)
+        q = np.rint(row * inverse).astype(np.int64)
         y[t] = (weight @ q) * np.float64(step) * packed.scale.double().numpy()
     z = torch.from_numpy(y).view(*x.shape[:-1], packed.shape[0])
     return ACTIVATE[activation](z if bias is None else z + bias.double())

@@ -61,7 +61,7 @@ def w8a8_linear(
     """A linear layer in int8 arithmetic: weights with a scale a row, activations with a scale a token.
 
     ``y[t, n] = act(s[t] * scale[n] * sum_k q[t, k] * w[n, k] + b[n])``, ``s[t] = max |x[t]| / 127``,
-    ``q[t, k] = round(x[t, k] / s[t])``
+    ``q[t, k] = round(x[t, k] * (1 / s[t]))``
 
     Args:
         x: [..., K], float32 or bfloat16 for the C++ kernel. A token is everything but the last dimension.
@@ -82,7 +82,8 @@ def w8a8_linear(
     Notes:
         Rounding is half to even and symmetric, -127 to 127. Sums are exact in int32 and the scales are applied in one
         order, so without activation and with ``relu`` the result is the same bits at every ISA level, for every number
-        of threads and as the reference's. A token of zeros gives ``act(b)``; one with a NaN or an infinity gives NaN
+        of threads and as the reference's. A token of zeros gives ``act(b)``, and so
+        does one of nothing above 3.8e-37, whose inverse scale overflows; one with a NaN or an infinity gives NaN
         for all of its outputs, as no scale fits it. The order of tokens does not matter: each has its own scale.
         This call lays the weight out anew each time; to run it often use ``ops.w8a8_prepare`` and
         ``ops.w8a8_linear.OP(x, *ops.w8a8_prepare(packed), bias, N, K, ops.w8a8_picks(packed.pattern), activation,

@@ -13,8 +13,8 @@ from evoprune_kernels.ops.w8a8_prepare.reference import unprepare
 def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     """``(q, scale)`` of x [..., K]: int8 [..., K] in [-127, 127] and float32 [..., 1], one a token.
 
-    ``scale = max |x| / 127``, ``q = round(x / scale)``, half to even. A token of zeros has scale 0; one with a NaN or
-    an infinity has the scale NaN and is 0.
+    ``scale = max |x| / 127``, ``q = round(x * (1 / scale))``, half to even. A token of zeros has scale 0, and so has
+    one so small that ``1 / scale`` overflows; one with a NaN or an infinity has the scale NaN and is 0.
 
     Example:
         >>> import torch
@@ -27,11 +27,12 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[-1] == 0:
         return wide.to(torch.int8), wide.new_zeros(*x.shape[:-1], 1)
     largest = wide.abs().amax(-1, keepdim=True)
-    finite = largest.isfinite()
-    scale = torch.where(finite, largest / LARGEST_INT8, torch.full_like(largest, torch.nan))
-    steps = torch.where(scale > 0, scale, torch.ones_like(scale))
-    q = (wide / steps).round().clamp(-LARGEST_INT8, LARGEST_INT8)
-    return torch.where(finite, q, torch.zeros_like(q)).to(torch.int8), scale
+    inverse = 1 / (largest / LARGEST_INT8)
+    usable = largest.isfinite() & inverse.isfinite()
+    q = (wide * torch.where(usable, inverse, 0)).round()
+    q = torch.where(usable, q, 0).to(torch.int8)  # 0 * inf is NaN
+    scale = torch.where(usable, largest / LARGEST_INT8, 0)
+    return q, torch.where(largest.isfinite(), scale, torch.nan)
 
 
 def dequantize_tokens(x: Tensor) -> Tensor:
