@@ -1,7 +1,8 @@
 """Builds the two native libraries with ninja; everything else is in pyproject.toml.
 
 ``_cpu.so``    the torch ops, through the libtorch stable ABI (one build serves torch >= 2.10).
-               Each ``csrc/cpu`` file is compiled once per ISA level; the level is chosen at load.
+               Each ``csrc/cpu`` file is compiled once per ISA level; the level is chosen at load. The integer
+               kernels are compiled once more with VNNI: the level avx512vnni is avx512 with these.
 ``_native``    a small pybind11 module without torch: build facts, the packed-format oracle, and the
                reader of an optimizer's tensors.
 
@@ -30,11 +31,26 @@ ISA_FLAGS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"],
 }
+# the integer kernels once more, for AVX-512 CPUs that have VNNI
+VNNI_FLAGS = ["-DEVOPRUNE_VNNI", "-mavx512vnni"]
+VNNI_SOURCES = "w8a8_*.cpp"
 EMULATED_FLAGS = [*ISA_FLAGS["avx2"], "-DEVOPRUNE_EMULATE_AVX512", "-Wno-psabi"]
 
 
-def sources(folder: str) -> list[Path]:
-    return sorted((ROOT / "csrc" / folder).glob("*.cpp"))
+def sources(folder: str, names: str = "*.cpp") -> list[Path]:
+    return sorted((ROOT / "csrc" / folder).glob(names))
+
+
+def kernel_builds(x86: bool, emulate: bool) -> list[tuple[str, list[Path], list[str]]]:
+    """``(level, files, flags)`` of every compilation of ``csrc/cpu``."""
+    flags = ISA_FLAGS | ({"avx512": EMULATED_FLAGS} if emulate else {})
+    builds = [
+        (level, sources("cpu"), flags[level]) for level in flags if x86 or level == "baseline"
+    ]
+    if x86:
+        vnni = [*flags["avx512"], *(VNNI_FLAGS[:1] if emulate else VNNI_FLAGS)]
+        builds.append(("avx512vnni", sources("cpu", VNNI_SOURCES), vnni))
+    return builds
 
 
 class NinjaBuild(build_ext):
@@ -84,7 +100,6 @@ class NinjaBuild(build_ext):
         flags += ["-DEVOPRUNE_SANITIZED=1"] if sanitize else []
         link = ["-shared", "-Wl,--no-undefined"] if not sanitize else ["-shared", *checks]
         x86 = platform.machine() in ("x86_64", "AMD64")
-        levels = list(ISA_FLAGS) if x86 else ["baseline"]
         torch_inc = f"-isystem {torch_root / 'include'} {STABLE_ABI}"
         python_inc = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
         lines = [
@@ -104,11 +119,11 @@ class NinjaBuild(build_ext):
             lines.extend([f"build {obj}: cxx {source}", f"  extra = {extra}"])
             return obj
 
-        cpu = []
-        for level in levels:
-            isa = EMULATED_FLAGS if emulate and level == "avx512" else ISA_FLAGS[level]
-            extra = " ".join([f"-DEVOPRUNE_ISA={level}", *isa])
-            cpu += [compile_(source, level, extra) for source in sources("cpu")]
+        cpu = [
+            compile_(source, level, " ".join([f"-DEVOPRUNE_ISA={level}", *isa]))
+            for level, files, isa in kernel_builds(x86, emulate)
+            for source in files
+        ]
         define = f"-DEVOPRUNE_X86={int(x86)} -DEVOPRUNE_EMULATED={int(emulate)}"
         cpu += [compile_(source, "ops", f"{torch_inc} {define}") for source in sources("ops")]
         suffix = sysconfig.get_config_var("EXT_SUFFIX")

@@ -18,6 +18,7 @@ from bench import gate, report
 from bench.linear.ours import linear_op
 from evoprune_kernels import _ext, formats, measure, ops
 from evoprune_kernels.measure import Measurement, quantile
+from evoprune_kernels.ops.prepare import bind
 
 TESTS = ["tests/test_plan.py"]
 HEADER = gate.ROOT / "csrc" / "core" / "nm_costs.h"
@@ -53,7 +54,7 @@ def contenders() -> dict[str, Callable[[], None]]:
     for rows in (FEW_ROWS, MANY_ROWS):
         weight = torch.randn(rows, COLUMNS)
         packed = formats.pack(weight * ops.select_nm(weight.abs(), 2, 4), "2:4")
-        run = linear_op(packed, ops.prepare(packed))
+        run = linear_op(bind(packed, "none"), None)
         for tokens in (*ROWS, *PANELS):
             panel = tokens if tokens in PANELS else 0
             found[f"{tokens}/{rows}"] = forced(panel, run, torch.randn(tokens, COLUMNS))
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     before = _ext.isa_level()
     levels = {}
     try:
-        for level in _ext.isa_levels():
+        for level in filter(LANES.get, _ext.isa_levels()):  # avx512vnni has avx512's nm kernels
             levels[level] = measure_level(level, 3 if args.quick else args.rounds)
     finally:
         _ext.set_isa_level(before)

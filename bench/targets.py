@@ -24,11 +24,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """Patterns that share their targets; one target a column, or none."""
+    """Patterns that share their targets; one target a column, or none. ``over``: the contender that ours is held to."""
 
     name: str
     patterns: tuple[str, ...]
     targets: tuple[float | None, ...]
+    over: str = "dense"
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def load(path: Path = PATH) -> Targets:
 
 def row(entry: Mapping[str, Any], columns: int) -> Row:
     """One row of the file."""
-    targets = tuple(entry.get("targets", (None,) * columns))
+    targets = tuple(target or None for target in entry.get("targets", ("",) * columns))
     if len(targets) != columns:
         raise ValueError(f"{entry['name']!r}: expected {columns} targets, got {len(targets)}")
     if any(target is not None and not target > 0 for target in targets):
         raise ValueError(f"{entry['name']!r}: expected targets above 0, got {targets}")
-    return Row(entry["name"], tuple(entry["patterns"]), targets)
+    return Row(entry["name"], tuple(entry["patterns"]), targets, entry.get("over", "dense"))

@@ -71,7 +71,7 @@ def cpu_loaded() -> bool:
 
 
 def isa_level() -> str:
-    """The ISA level in use: ``avx512``, ``avx2``, ``baseline``, or ``none`` without ``_cpu.so``."""
+    """The ISA level in use: ``avx512vnni``, ``avx512``, ``avx2``, ``baseline``, or ``none`` without ``_cpu.so``."""
     return torch.ops.evoprune_raw.isa_level() if cpu_loaded() else "none"
 
 

@@ -98,7 +98,8 @@ def convert(
             fits). Layers without one are then left alone. None: by magnitude, or the weight's own zeros, see
             ``SparseLinear.from_linear``.
         sparsity: fraction 0-1 to remove (block, unstructured).
-        stored: how the packed weights are stored: ``"bfloat16"``, ``"int8"`` or None, see ``SparseLinear``.
+        stored: how the packed weights are stored: ``"bfloat16"``, ``"int8"``, ``"w8a8"`` or None, see
+            ``SparseLinear``.
 
     Returns:
         What was swapped and what was not, with the reasons; print it.

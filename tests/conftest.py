@@ -109,7 +109,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if not shown:
         return
     write = terminalreporter.write_line
-    levels = ["avx512", "avx2", "baseline"]
+    levels = ["avx512vnni", "avx512", "avx2", "baseline"]
     columns = [*levels, "reference"]
     terminalreporter.section("tests that ran each implementation of each op")
     width = max(len(op.name) for op in shown) + 2
@@ -121,7 +121,7 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     for level in levels:
         if level not in _ext.isa_levels():
-            hint = "; `make emulate` runs it" if level == "avx512" else ""
+            hint = "; `make emulate` runs it" if level.startswith("avx512") else ""
             write(f"skipped: {level}: this CPU lacks the instructions{hint}")
     if missing := [op.name for op in shown if op.reasons()]:
         write(f"none: no C++ kernel is written for {', '.join(missing)}")

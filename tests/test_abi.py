@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 #: levels whose instructions not every CPU has: none of their symbols may be shared
-LEVELS = ("avx2", "avx512")
+LEVELS = ("avx2", "avx512", "avx512vnni")
 
 
 def symbols(library: Path, *options: str) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ if _ext.native is None:
     pytest.skip(f"no _native: {_ext.reasons.get('_native')}", allow_module_level=True)
 
 plan = _ext.native.plan
-LEVELS = ("baseline", "avx2", "avx512")
+LEVELS = ("baseline", "avx2", "avx512", "avx512vnni")
 PANELS = (0, 16, 32, 64)
 
 

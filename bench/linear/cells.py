@@ -24,6 +24,7 @@ GRID_PATTERNS = (
     *(f"unstructured@{p}" for p in (80, 90, 95)),
     *(f"block:{e}x{e}@{p}" for e in (16, 32, 64) for p in (50, 75, 90)),
     *(f"block:{b}@{p}" for b in ("16x1", "1x16") for p in (75, 90)),
+    *(f"{p}+w8a8" for p in ("2:4", "2:4v16", "block:16x16@75", "block:16x16@90")),
 )
 COLD_MB, GRID_COLD_MB = 256, 1100
 FEW_TOKENS = 16

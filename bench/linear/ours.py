@@ -1,7 +1,7 @@
 """Our contenders: how a weight is stored, and the op that multiplies by it.
 
-``+NAME`` behind a pattern chooses one of ``STORED``. Another kernel of ours, of other arithmetic (int8 by int8), is one
-more entry: its ``pack`` makes the packed weight, its ``kernel`` calls the op, its ``error`` states what it may lose.
+``+NAME`` behind a pattern chooses one of ``STORED``: its ``pack`` makes the packed weight, its ``error`` states what it
+may lose.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from bench.peers import Stack
 from bench.peers.adapter import each
-from evoprune_kernels import formats, ops
+from evoprune_kernels import formats
 from evoprune_kernels.formats import PackedWeight, Pattern
+from evoprune_kernels.ops.prepare import Bound, bind
 
 
-def linear_op(packed: PackedWeight, tensors: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
-    """``x -> x W^T`` by the linear op of ``packed`` with its prepared ``tensors``."""
-    op = ops.OPS[f"{packed.FORMAT}_linear"].overload
-    numbers = (*packed.shape, *packed.pattern.arguments(), "none", "cpu", packed.scale)
-    return lambda x: op(x, *tensors, None, *numbers)
+def linear_op(bound: Bound, scale: Tensor | None, copy: bool = False) -> Callable[[Tensor], Tensor]:
+    """``x -> x W^T`` by the op of a bound weight; ``copy`` gives it tensors of its own in memory."""
+    tensors = [t.clone() if copy else t for t in bound.tensors.values()]
+    return lambda x: bound.op.overload(x, *tensors, None, *bound.tail, scale)
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Stored:
     Args:
         precision: of its rivals (``bench.peers.adapter.PRECISIONS``).
         pack: packed float32 weight -> the packed weight that is measured.
-        kernel: (packed, prepared tensors) -> ``x -> x W^T``, x float32.
+        w8a8: multiply in integers, x rounded as well.
         error: largest allowed error against the stored weight, in units of the largest true value; None: the
             tolerance law.
     """
 
     precision: str
     pack: Callable[[PackedWeight], PackedWeight]
-    kernel: Callable[[PackedWeight, tuple[Tensor, ...]], Callable[[Tensor], Tensor]] = linear_op
+    w8a8: bool = False
     error: float | None = None
 
 
@@ -47,6 +47,7 @@ STORED = {
     "": Stored("fp32", lambda packed: packed),
     "bf16": Stored("bf16", lambda packed: packed.to(torch.bfloat16)),
     "int8": Stored("int8", lambda packed: packed.quantize()),
+    "w8a8": Stored("int8", lambda packed: packed.quantize(), w8a8=True, error=0.03),
 }
 
 
@@ -68,9 +69,9 @@ def our_stack(
 ) -> tuple[Stack, Tensor]:
     """Our contender, every layer's tensors in their own memory, and the weight that it stores, dense in float32."""
     packed = stored.pack(formats.pack(masked, pattern, mask=mask))
-    tensors = ops.prepare(packed)
-    calls = [stored.kernel(packed, tuple(t.clone() for t in tensors)) for _ in range(layers)]
+    bound = bind(packed, "none", w8a8=stored.w8a8)
+    calls = [linear_op(bound, packed.scale, copy=True) for _ in range(layers)]
     stack = each([lambda f=call: f(x) for call in calls])
     scale = 0 if packed.scale is None else packed.scale.nbytes
-    stack.nbytes = sum(t.nbytes for t in tensors) + scale
+    stack.nbytes = sum(t.nbytes for t in bound.tensors.values()) + scale
     return stack, packed.unpack().float()

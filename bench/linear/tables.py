@@ -13,11 +13,11 @@ from typing import Any
 
 from bench import report, targets
 from bench.linear.ours import stored_of
+from bench.linear.timing import INT8
 from bench.peers import ADAPTERS
 from bench.peers.adapter import PRECISIONS
 from bench.roofline import lines
 
-INT8 = "torch int8 dynamic"
 HEADER = (
     "out x in",
     "pattern",
@@ -141,7 +141,7 @@ def summary(record: Mapping[str, Any], table: targets.Targets | None = None) -> 
         cells = []
         for column, target in zip(table.columns, wanted.targets, strict=True):
             found = matching(record, wanted, column, table.shapes)
-            text, note = cell_text(found, target)
+            text, note = cell_text(found, target, wanted.over)
             cells.append(text)
             if note:
                 reason = table.reason(isa, wanted, column) or roof_reason(found, target)
@@ -173,12 +173,23 @@ def matching(
     ]
 
 
-def cell_text(found: list[Mapping[str, Any]], target: float | None) -> tuple[str, str]:
+def ratio_over(entry: Mapping[str, Any], over: str = "dense") -> float | None:
+    """The median time of ``over`` over ours, None where that was not timed."""
+    if over == "dense":
+        return speed(entry, "ours")
+    found = entry.get("over", {}).get(over)
+    return None if found is None else found["median"]
+
+
+def cell_text(
+    found: list[Mapping[str, Any]], target: float | None, over: str = "dense"
+) -> tuple[str, str]:
     """The text of a compact cell, and what its ``t`` and ``p`` say; ``-`` where nothing was measured."""
+    found = [entry for entry in found if ratio_over(entry, over) is not None]
     if not found:
         return "-", ""
-    lowest = worst(found)
-    ratio = lowest["contenders"]["ours"]["speedup"]["median"]
+    lowest = worst(found, over)
+    ratio = ratio_over(lowest, over) or 0.0
     marks, notes = "", []
     if target is not None and ratio < target:
         marks += "t"
@@ -202,9 +213,9 @@ def peer_over_ours(entry: Mapping[str, Any]) -> float:
     return best[1] / entry["contenders"]["ours"]["speedup"]["median"] if best else 0.0
 
 
-def worst(found: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+def worst(found: list[Mapping[str, Any]], over: str = "dense") -> Mapping[str, Any]:
     """The cell in which ours gains least."""
-    return min(found, key=lambda entry: entry["contenders"]["ours"]["speedup"]["median"])
+    return min(found, key=lambda entry: ratio_over(entry, over) or 0.0)
 
 
 def name_of(entry: Mapping[str, Any]) -> str:
@@ -217,6 +228,8 @@ def roof_reason(found: list[Mapping[str, Any]], target: float | None) -> str:
     roof = worst(found).get("roof")
     if not roof:
         return "no limits were measured with it"
+    if stored_of(worst(found)["pattern"]).w8a8:
+        return "no limit of integer arithmetic was measured"
     at_roof = f"{roof['speedup_at_roof']:.2f} at the limit of {roof['bound']}"
     if target is not None and roof["speedup_at_roof"] < target:
         return f"the machine's limits do not allow more than {at_roof}"

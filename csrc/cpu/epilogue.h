@@ -89,16 +89,21 @@ EVOPRUNE_INLINE void store_outputs(T* y, Vec z, int64_t count) {
     store(y, z);
 }
 
+// act(z) to rows [at, at + kLanes) of one token's outputs, or to the `left` rows that there are.
+EVOPRUNE_INLINE void store_activated(void* y, Vec z, const Epilogue& e, int64_t at, int64_t left) {
+  z = activate(z, e.activation);
+  if (e.y_dtype == DType::f32)
+    store_outputs(static_cast<float*>(y) + at, z, left);
+  else
+    store_outputs(static_cast<bf16*>(y) + at, z, left);
+}
+
 // y: the outputs of one token, from row 0. `sums` must be readable up to a multiple of kLanes.
 inline void finish(void* y, const float* sums, const Epilogue& e, int64_t row, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t left = count - i, at = row + i;
-    const Vec z = activate(fma(load(sums + i), load_scale(e, at, left), load_bias(e, at, left)),
-                           e.activation);
-    if (e.y_dtype == DType::f32)
-      store_outputs(static_cast<float*>(y) + at, z, left);
-    else
-      store_outputs(static_cast<bf16*>(y) + at, z, left);
+    const Vec z = fma(load(sums + i), load_scale(e, at, left), load_bias(e, at, left));
+    store_activated(y, z, e, at, left);
   }
 }
 

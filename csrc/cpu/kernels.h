@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "cpu/probes.h"
 #include "importance/average.h"
 
 namespace evoprune {
@@ -174,29 +175,37 @@ struct NmLinearArgs {
   Epilogue epilogue;
 };
 
-// The probes of the roofline (cpu/roofline.cpp). A work unit is a span of kProbeSpan elements; of
-// probe_fma, one run of `iterations` rounds.
-inline constexpr int64_t kProbeSpan = 16384;
-inline constexpr int kProbeStreams = 4;
-struct ProbeReadArgs {
-  const float* data;
-  float* sums;    // one of each span
-  int64_t ahead;  // elements between a load and its prefetch; 0: no prefetch
-  int streams;    // spans read side by side, up to kProbeStreams
+// x [tokens, columns] -> int8 with a scale a token (cpu/w8a8_quantize.cpp); a work unit is a panel.
+inline constexpr int kW8a8Panel = 8;
+struct QuantizeArgs {
+  const void* x;
+  DType dtype;
+  int64_t tokens, columns;
+  int8_t* out;      // [panels, stride, panel]
+  int8_t* scratch;  // as large as out; where panel > 1
+  int64_t stride;   // columns of a row or panel of out
+  int panel;        // tokens: 1 or kW8a8Panel
+  float* scale;     // [tokens]
 };
-struct ProbeFmaArgs {
-  float x, y;
-  int64_t iterations;
-  float* sums;    // one of each unit, so that nothing is left out
-  int64_t* flop;  // of each unit
-};
-struct ProbeStreamArgs {
-  float* weight;
-  const float* grad;
-  float *moment, *square, *importance;
-  const uint8_t* mask;
-  float step;
-  int64_t ahead;
+
+// y = act(x W^T + b) in int8 arithmetic, W in strips of 16 rows; a work unit is a strip. What the
+// lines of a strip read of x (cpu/w8a8_linear.cpp): runs of columns, columns picked by the strip, or
+// by each row. In the order of PICKS in evoprune_kernels/ops/w8a8_linear/__init__.py.
+enum class Picks : int32_t { run, strip, row };
+struct W8a8Args {
+  const int8_t* x;  // rows or panels of w8a8_quantize
+  const float* x_scale;
+  int64_t tokens, x_stride;
+  int panel;
+  const int8_t* values;
+  const int32_t* row_ptr;
+  const void* columns;
+  const int32_t* row_sums;      // [strips, 16]
+  int64_t out_features, lines;  // lines of an entry
+  Picks picks;
+  bool narrow;  // columns are uint16; where the strip picks
+  void* y;
+  Epilogue epilogue;
 };
 
 struct Kernels {
@@ -217,6 +226,8 @@ struct Kernels {
   void (*probe_read)(const ProbeReadArgs&, int64_t begin, int64_t end);
   void (*probe_fma)(const ProbeFmaArgs&, int64_t begin, int64_t end);
   void (*probe_stream)(const ProbeStreamArgs&, int64_t begin, int64_t end);
+  void (*w8a8_quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
+  void (*w8a8_linear)(const W8a8Args&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();            // the level in use

@@ -1,5 +1,5 @@
-// The only file with intrinsics: one vector of floats, `Vec`, at the width of the ISA level that is
-// being compiled.
+// The file with intrinsics, with its parts simd_*.h: one vector of floats, `Vec`, at the width of the
+// ISA level that is being compiled.
 //
 //   level      lanes  compiled with            bodies
 //   baseline     4    nothing                  plain C++ over GCC vector types (also aarch64): the
@@ -19,6 +19,7 @@
 #define EVOPRUNE_LEVEL_baseline 0
 #define EVOPRUNE_LEVEL_avx2 1
 #define EVOPRUNE_LEVEL_avx512 2
+#define EVOPRUNE_LEVEL_avx512vnni 2  // with EVOPRUNE_VNNI; the integer kernels only
 #define EVOPRUNE_CONCAT_(a, b) a##b
 #define EVOPRUNE_CONCAT(a, b) EVOPRUNE_CONCAT_(a, b)
 #define EVOPRUNE_LEVEL EVOPRUNE_CONCAT(EVOPRUNE_LEVEL_, EVOPRUNE_ISA)

@@ -1,4 +1,4 @@
-// The second and last file with intrinsics, a part of simd.h: a few floats in a register, from
+// The second file with intrinsics, a part of simd.h: a few floats in a register, from
 // which every lane picks one.
 #pragma once
 

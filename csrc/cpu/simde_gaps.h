@@ -52,6 +52,16 @@ inline __attribute__((always_inline)) __m512 permutevar_ps(__m512 v, __m512i key
 #define _mm512_cvtepi32_epi16(v) \
   (evoprune::simde_gaps::convert<int16_t, int32_t, __m256i, __m512i>(v))
 #endif
+// 0.7.4 gives this name to the masked intrinsic.
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
+#ifndef _mm512_cvtepi8_epi32
+#define _mm512_cvtepi8_epi32(v) \
+  (evoprune::simde_gaps::convert<int32_t, int8_t, __m512i, __m128i>(v))
+#endif
+#ifndef _mm512_cvtepi32_ps
+#define _mm512_cvtepi32_ps(v) (evoprune::simde_gaps::convert<float, int32_t, __m512, __m512i>(v))
+#endif
 #ifndef _mm512_permutevar_ps
 #define _mm512_permutevar_ps(v, key) (evoprune::simde_gaps::permutevar_ps(v, key))
 #endif

@@ -18,6 +18,8 @@ void nm_linear_tokens(const NmLinearArgs&, int64_t, int64_t);
 void pack_panels(const PanelArgs&, int64_t, int64_t);
 void block_linear(const StripArgs&, int64_t, int64_t);
 void bitmask_linear(const StripArgs&, int64_t, int64_t);
+void w8a8_quantize(const QuantizeArgs&, int64_t, int64_t);
+void w8a8_linear(const W8a8Args&, int64_t, int64_t);
 
 void adamw_step(const AdamwStepArgs&, int64_t, int64_t);
 void sgd_step(const SgdStepArgs&, int64_t, int64_t);
@@ -45,6 +47,8 @@ const Kernels table = {
     .probe_read = probe_read,
     .probe_fma = probe_fma,
     .probe_stream = probe_stream,
+    .w8a8_quantize = w8a8_quantize,
+    .w8a8_linear = w8a8_linear,
 };
 
 }  // namespace evoprune::EVOPRUNE_ISA

@@ -15,8 +15,8 @@ namespace {
 int lanes_of(const std::string& level) {
   if (level == "baseline") return 4;
   if (level == "avx2") return 8;
-  if (level == "avx512") return 16;
-  fail("expected level baseline, avx2 or avx512, got " + level);
+  if (level == "avx512" || level == "avx512vnni") return 16;
+  fail("expected level baseline, avx2, avx512 or avx512vnni, got " + level);
 }
 
 PlanPart strips(const PlanQuestion& q, const char* kernel, int64_t padded, int strip, int lanes) {

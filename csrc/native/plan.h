@@ -18,7 +18,7 @@ struct PlanPart {
 struct PlanQuestion {
   std::string pattern;  // as in evoprune_kernels.formats.parse_pattern, without channel
   int64_t out_features, in_features, tokens;
-  std::string level;  // baseline, avx2 or avx512
+  std::string level;  // baseline, avx2, avx512 or avx512vnni
   int value_bytes;    // of a stored weight: 4, 2 or 1
 };
 

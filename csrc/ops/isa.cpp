@@ -16,9 +16,30 @@ extern const Kernels table;
 namespace avx512 {
 extern const Kernels table;
 }
+namespace avx512vnni {  // the integer kernels alone
+void w8a8_quantize(const QuantizeArgs&, int64_t, int64_t);
+void w8a8_linear(const W8a8Args&, int64_t, int64_t);
+}  // namespace avx512vnni
 #endif
 
 namespace {
+
+#if EVOPRUNE_X86
+bool avx512_runs() {
+  return EVOPRUNE_EMULATED ||
+         (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"));
+}
+
+// avx512 with the integer kernels of VNNI.
+const Kernels kVnni = [] {
+  Kernels table = avx512::table;
+  table.level = "avx512vnni";
+  table.w8a8_quantize = avx512vnni::w8a8_quantize;
+  table.w8a8_linear = avx512vnni::w8a8_linear;
+  return table;
+}();
+#endif
 
 struct Level {
   const Kernels* table;
@@ -28,12 +49,11 @@ struct Level {
 // best first
 const Level kLevels[] = {
 #if EVOPRUNE_X86
-    {&avx512::table,
+    {&kVnni,
      [] {
-       return EVOPRUNE_EMULATED ||
-              (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"));
+       return avx512_runs() && (EVOPRUNE_EMULATED || __builtin_cpu_supports("avx512vnni") > 0);
      }},
+    {&avx512::table, avx512_runs},
     {&avx2::table,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") > 0; }},
 #endif

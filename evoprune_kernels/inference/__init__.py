@@ -50,8 +50,9 @@ def optimize_for_inference(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the sizes that matter.
         min_speedup: what a layer has to win by.
         patterns: the only patterns to try, such as ``["2:4"]``; None tries what the zeros suggest.
-        stored: further ways to store the packed weights that may be tried, ``"bfloat16"`` and ``"int8"``: fewer bytes,
-            faster at few tokens, less exact. The report states each layer's error against the weight as it was.
+        stored: further ways to store the packed weights that may be tried, ``"bfloat16"``, ``"int8"`` and
+            ``"w8a8"`` (int8 arithmetic, inputs rounded as well; see ``SparseLinear``): fewer bytes, faster, less exact.
+            The report states each layer's error against weight and input as they were.
         rounds: interleaved rounds of each measurement.
         max_seconds: after this time a measurement stops (not before five rounds).
 

@@ -83,18 +83,19 @@ def sparse_form(seen: Seen, pattern: Pattern, stored: str | None = None) -> Spar
 def check(seen: Seen, layer: Sparse) -> Checked | str:
     """The tolerance law on the recorded input: ``error <= 2 * error(torch, same dtype) + floor``, or what is wrong.
 
-    A weight stored narrower is held to that law with the weight as it is stored; the error that is reported is against
-    the weight as it was.
+    A weight stored narrower is held to that law with the weight as it is stored, and with the input as it is rounded
+    where that is; the error that is reported is against both as they were.
     """
     weight = dense_view(seen.module)
     assert seen.sample is not None
-    x = seen.sample.to(weight.dtype)
+    dtype = weight.dtype
+    x = seen.sample.to(dtype)
     bias = layer._parameters.get("bias")
     wide = None if bias is None else bias.double()
 
-    def errors(weight: Tensor, sparse: Tensor) -> tuple[float, float]:
+    def errors(x: Tensor, weight: Tensor, sparse: Tensor) -> tuple[float, float]:
         truth = _activate(F.linear(x.double(), weight.double(), wide), layer)
-        dense = _activate(F.linear(x, weight.to(x.dtype), bias), layer)
+        dense = _activate(F.linear(x.to(dtype), weight.to(dtype), bias), layer)
         finite = truth.isfinite()
         scale = float(truth[finite].abs().max()) if bool(finite.any()) else 0.0
         return _error(sparse, truth, finite) / (scale or 1.0), _error(dense, truth, finite) / (
@@ -103,9 +104,9 @@ def check(seen: Seen, layer: Sparse) -> Checked | str:
 
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         sparse = layer.forward(x)
-        found, dense_error = errors(layer.stored_weight(), sparse)
-        error = found if layer.stored is None else errors(weight, sparse)[0]
-    bound = 2 * dense_error + FLOOR[weight.dtype]
+        found, dense_error = errors(layer.stored_input(x), layer.stored_weight(), sparse)
+        error = found if layer.stored is None else errors(x, weight, sparse)[0]
+    bound = 2 * dense_error + FLOOR[dtype]
     if not found <= bound:
         return f"{layer.kernel} is off by {found:.1e} of the largest value, {bound:.1e} is allowed"
     return Checked(layer, error, dense_error)

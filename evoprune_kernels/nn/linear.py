@@ -114,7 +114,9 @@ class SparseLinear(SparseForward, nn.Linear):
         activation: fused into the kernel: ``"relu"``, ``"gelu"``, ``"gelu_tanh"``, ``"silu"`` or None.
         stored: how the packed weight is stored: ``"bfloat16"``, ``"int8"`` (a scale a row, see
             ``PackedWeight.quantize``) or None for the weight's own dtype. Fewer bytes are faster at few tokens and
-            less exact; the Parameter, and so training, is not touched.
+            less exact; the Parameter, and so training, is not touched. ``"w8a8"`` is ``"int8"`` with an input that is
+            rounded to int8 as well, with a scale a token, and integer arithmetic (``ops.w8a8_linear``; for blocks
+            whose rows are a multiple of 16, ``n:mv16`` and ``2:4``): the fastest and the least exact.
 
     Raises:
         ValueError: for an unknown pattern or activation; in forward for a wrong ``in_features`` or NaN in the weight.
@@ -174,7 +176,7 @@ class SparseLinear(SparseForward, nn.Linear):
                 else the zeros that the weight has.
             sparsity: fraction 0-1 to remove.
             activation: fused into the kernel.
-            stored: ``"bfloat16"``, ``"int8"`` or None, see the class.
+            stored: ``"bfloat16"``, ``"int8"``, ``"w8a8"`` or None, see the class.
             name: of the layer, for messages.
 
         Raises:

@@ -23,15 +23,18 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from evoprune_kernels import _ext, _select, formats, ops
+from evoprune_kernels import _ext, _select, formats
 from evoprune_kernels.formats import NM, Pattern
 from evoprune_kernels.nn.masks import check_finite, check_pattern
 from evoprune_kernels.ops._linear import ACTIVATIONS, KERNEL_DTYPES
+from evoprune_kernels.ops.prepare import bind, op_of
+from evoprune_kernels.ops.w8a8_linear.reference import dequantize_tokens
 
 #: a weight with a larger share of stored values is left dense: there is nothing to skip
 MAX_DENSITY = 0.95
-#: how the packed weight may be stored instead of in its own dtype: in bfloat16, or as int8 with a scale a row
-STORED = ("bfloat16", "int8")
+#: how the packed weight may be stored instead of in its own dtype: in bfloat16, as int8 with a scale a row, or so and
+#: multiplied in integers with an input that is rounded to int8 as well, with a scale a token
+STORED = ("bfloat16", "int8", "w8a8")
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,6 @@ class PackedCache(nn.Module):
     def _unfit(self) -> str | None:
         """Why no kernel can run this layer, or None."""
         weight = self._parameters.get("weight")
-        name = f"{formats.format_of(self.pattern).FORMAT}_linear"
         if weight is None:
             return (
                 "weight is not a plain Parameter (parametrized, or pruned by torch.nn.utils.prune)"
@@ -169,11 +171,13 @@ class PackedCache(nn.Module):
             return f"the kernels run on 'cpu', the weight is on {weight.device.type!r}"
         if weight.dtype not in KERNEL_DTYPES:
             return f"the kernels take float32 or bfloat16, the weight is {str(weight.dtype)[6:]}"
-        if name not in ops.OPS:
-            return f"there is no op {name}"
-        if _select.FORCED.get(name) != _select.REFERENCE and (
-            why := ops.OPS[name].reasons().get("cpu")
-        ):
+        try:
+            op = op_of(self.pattern, w8a8=self.stored == "w8a8")
+        except ValueError as error:
+            return str(error)
+        if op is None:
+            return f"there is no linear op for the pattern {self.pattern}"
+        if _select.FORCED.get(op.name) != _select.REFERENCE and (why := op.reasons().get("cpu")):
             return f"no C++ kernel: {why}"
         return None
 
@@ -190,26 +194,25 @@ class PackedCache(nn.Module):
                 if isinstance(self.pattern, NM):
                     check_pattern(dense != 0, self.pattern, self.layer_name, "weight")
                 packed = self._stored(formats.pack(dense, self.pattern))
+                bound = bind(packed, self.activation, w8a8=self.stored == "w8a8")
             except ValueError as error:
                 self._failure = str(error)
                 raise
             density = packed.values.numel() / max(1, dense.numel())
-            tensors = ops.prepare(packed)
-        op = ops.OPS[f"{packed.FORMAT}_linear"]
+        op = bound.op
         forced = _select.FORCED.get(op.name) == _select.REFERENCE
-        names = tuple(f"packed_{name}" for name in packed.TENSORS)
-        buffers = dict(zip(names, tensors, strict=True))
+        buffers = {f"packed_{name}": tensor for name, tensor in bound.tensors.items()}
+        names = tuple(buffers)
         if packed.scale is not None:
             buffers["packed_scale"] = packed.scale
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor, persistent=False)
-        sizes = (self.out_features, self.in_features, *self.pattern.arguments())
         self._plan = Plan(
             op=op.name,
             run=op.reference if forced and not op.reasons() else op.overload,
             buffers=names,
             scale=None if packed.scale is None else "packed_scale",
-            tail=(*sizes, self.activation, "cpu"),
+            tail=bound.tail,
             density=density,
             nbytes=sum(tensor.nbytes for tensor in buffers.values()),
         )
@@ -225,11 +228,15 @@ class PackedCache(nn.Module):
             else self._stored(formats.pack(dense, self.pattern)).unpack()
         )
 
+    def stored_input(self, x: Tensor) -> Tensor:
+        """x [..., in_features] as the packed weight meets it: itself, or as ``w8a8`` rounds it, in float64."""
+        return dequantize_tokens(x) if self.stored == "w8a8" else x
+
     def _stored(self, packed: formats.PackedWeight) -> formats.PackedWeight:
         """``packed`` as this layer stores it; ``ValueError`` where it cannot be."""
         if self.stored is None:
             return packed
-        return packed.quantize() if self.stored == "int8" else packed.to(torch.bfloat16)
+        return packed.to(torch.bfloat16) if self.stored == "bfloat16" else packed.quantize()
 
     def _run(self, plan: Plan, input: Tensor, bias: Tensor | None) -> Tensor:
         buffers = self._buffers

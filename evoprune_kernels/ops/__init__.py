@@ -17,6 +17,8 @@ from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
 from evoprune_kernels.ops.select_topk import select_topk
 from evoprune_kernels.ops.sgd_step import sgd_step_
+from evoprune_kernels.ops.w8a8_linear import w8a8_linear
+from evoprune_kernels.ops.w8a8_prepare import w8a8_picks, w8a8_prepare
 
 _ext.load()
 
@@ -43,4 +45,7 @@ __all__ = [
     "select_nm",
     "select_topk",
     "sgd_step_",
+    "w8a8_linear",
+    "w8a8_picks",
+    "w8a8_prepare",
 ]

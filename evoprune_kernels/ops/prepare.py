@@ -1,19 +1,24 @@
-"""``prepare`` and ``linear``: the op that fits a packed weight."""
+"""``prepare``, ``linear`` and ``bind``: the op that fits a packed weight."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from evoprune_kernels.formats import BitmaskWeight, BlockWeight, NMWeight, PackedWeight
+from evoprune_kernels.formats import BitmaskWeight, BlockWeight, NMWeight, PackedWeight, format_of
+from evoprune_kernels.formats.base import Pattern
+from evoprune_kernels.ops._op import OPS, Op
 from evoprune_kernels.ops.bitmask_linear import bitmask_linear
 from evoprune_kernels.ops.bitmask_prepare import bitmask_prepare
 from evoprune_kernels.ops.block_linear import block_linear
 from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_prepare import nm_prepare
+from evoprune_kernels.ops.w8a8_linear import OP as W8A8
+from evoprune_kernels.ops.w8a8_prepare import w8a8_picks, w8a8_prepare
 
 #: packed type -> (its prepare, its linear)
 _OPS: dict[type[PackedWeight], tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -66,3 +71,53 @@ def linear(
         tensor([[1., 1., 1., 1.]])
     """
     return _find(packed)[1](x, packed, bias, activation, impl=impl)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A packed weight ready to run: ``op(x, *tensors.values(), bias, *tail, scale)``."""
+
+    op: Op
+    tensors: dict[str, Tensor]
+    tail: tuple[int | str, ...]
+
+
+def op_of(pattern: Pattern, *, w8a8: bool = False) -> Op | None:
+    """The linear op of a pattern, None if there is none; with ``w8a8`` that of int8 arithmetic (``ValueError``)."""
+    if not w8a8:
+        return OPS.get(f"{format_of(pattern).FORMAT}_linear")
+    w8a8_picks(pattern)
+    return W8A8
+
+
+def bind(packed: PackedWeight, activation: str, *, w8a8: bool = False) -> Bound:
+    """The linear op of a packed weight with its prepared tensors and numbers.
+
+    Args:
+        packed: any packed weight; a quantised one with ``w8a8``.
+        activation: fused into the op.
+        w8a8: quantise x as well and multiply integers.
+
+    Raises:
+        TypeError: if ``packed`` is no packed weight.
+        ValueError: as ``w8a8_prepare``.
+
+    Example:
+        >>> import torch
+        >>> from evoprune_kernels import formats
+        >>> from evoprune_kernels.ops.prepare import bind
+        >>> bind(formats.pack(torch.eye(4), "2:4").quantize(), "none", w8a8=True).tail
+        (4, 4, 'row', 'none')
+    """
+    op = op_of(packed.pattern, w8a8=w8a8)
+    assert op is not None
+    names: tuple[str, ...] = packed.TENSORS
+    tensors: tuple[Tensor, ...]
+    tail: tuple[int | str, ...]
+    if w8a8:
+        names, tensors = ("values", "row_ptr", "columns", "row_sums"), w8a8_prepare(packed)
+        tail = (w8a8_picks(packed.pattern), activation)
+    else:
+        tensors = prepare(packed)
+        tail = (*packed.pattern.arguments(), activation, "cpu")
+    return Bound(op, dict(zip(names, tensors, strict=True)), (*packed.shape, *tail))

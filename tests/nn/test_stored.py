@@ -11,16 +11,18 @@ from torch.nn import functional as F
 
 import evoprune_kernels as ek
 from evoprune_kernels import formats
+from evoprune_kernels.ops.w8a8_linear.reference import dequantize_tokens
 from tests.nn.layers import PATTERNS, make
 from tests.tolerance import assert_accurate
 
 STORED = ["int8", "bfloat16"]
+W8A8_PATTERNS = ["2:4", "2:4v16", "block:16x16"]
 
 
 def rounded(layer):
     """The weight as it is stored, by the format's own arithmetic."""
     packed = formats.pack(layer.weight.detach(), layer.pattern)
-    return (packed.quantize() if layer.stored == "int8" else packed.to(torch.bfloat16)).unpack()
+    return (packed.to(torch.bfloat16) if layer.stored == "bfloat16" else packed.quantize()).unpack()
 
 
 @pytest.mark.parametrize("stored", STORED)
@@ -36,6 +38,30 @@ def test_eval_uses_the_stored_weight(pattern, stored):
     assert_accurate(y, truth, F.linear(x, weight.float(), layer.bias))
     assert not torch.equal(weight.float(), layer.weight)
     assert f"stored={stored}" in repr(layer) and stored in layer.kernel
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pattern", W8A8_PATTERNS)
+def test_w8a8_rounds_the_input_as_well(pattern, dtype):
+    layer = make(pattern, stored="w8a8", dtype=dtype).eval()
+    x = torch.randn(2, 5, 64, dtype=dtype)
+    with torch.no_grad():
+        y = layer(x)
+    truth = F.linear(dequantize_tokens(x), rounded(layer).double(), layer.bias.double())
+    assert_accurate(y, truth, truth.to(dtype))
+    assert layer.kernel.startswith("w8a8_linear [") and "stored=w8a8" in repr(layer)
+    assert torch.equal(layer.stored_input(x), dequantize_tokens(x))
+
+
+@pytest.mark.parametrize("pattern", ["1:4", "unstructured"])
+def test_a_pattern_without_integers_stays_dense_and_says_why(pattern):
+    layer = make(pattern, stored="w8a8").eval()
+    with torch.no_grad():
+        assert torch.equal(layer(x := torch.randn(2, 64)), F.linear(x, layer.weight, layer.bias))
+    assert layer.kernel is None
+    assert "w8a8 takes blocks" in layer.dense_reason and pattern in layer.dense_reason
+    with pytest.raises(RuntimeError, match="w8a8 takes blocks"):
+        layer.pack()
 
 
 def test_training_does_not_know_of_it():
@@ -54,7 +80,7 @@ def test_int8_takes_the_fewest_bytes():
     assert byte == 64 * 256 // 2 + 64 * 256 // 8 + 64 * 4
 
 
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("stored", [*STORED, "w8a8"])
 def test_the_cache_follows_the_weight(stored):
     layer = make("2:4", stored=stored).eval()
     x = torch.randn(2, 64)
@@ -70,8 +96,9 @@ def test_the_cache_follows_the_weight(stored):
     assert not [name for name, _ in layer.named_buffers() if name.startswith("packed")]
 
 
-def test_compiles_without_a_break():
-    layer = make("2:4", stored="int8").eval()
+@pytest.mark.parametrize("stored", ["int8", "w8a8"])
+def test_compiles_without_a_break(stored):
+    layer = make("2:4", stored=stored).eval()
     x = torch.randn(2, 64)
     with torch.no_grad():
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -109,9 +136,19 @@ def test_convert_and_optimize_for_inference():
     plain = ek.export(copy.deepcopy(model))
     x = torch.randn(1, 256)
     report = ek.optimize_for_inference(
-        plain, x, 1e-6, ["2:4"], stored=["int8"], rounds=3, max_seconds=0.1
+        plain, x, 1e-6, ["2:4"], stored=["int8", "w8a8"], rounds=3, max_seconds=0.1
     )
     for layer in report.layers:
-        assert set(layer.tried) == {"2:4", "2:4 int8"}
-        if layer.pattern == "2:4 int8":  # the quantisation is in the error that is stated
+        assert set(layer.tried) == {"2:4", "2:4 int8", "2:4 w8a8"}
+        if layer.pattern != "2:4":  # the quantisation is in the error that is stated
             assert 1e-4 < layer.max_error < 5e-2
+
+
+def test_optimize_for_inference_leaves_w8a8_out_where_no_kernel_is():
+    model = nn.Sequential(nn.Linear(256, 256)).eval()
+    ek.convert(model, "1:4")
+    plain, x = ek.export(model), torch.randn(1, 256)
+    report = ek.optimize_for_inference(
+        plain, x, 1e-6, ["1:4"], stored=["w8a8"], rounds=3, max_seconds=0.1
+    )
+    assert set(report.layers[0].tried) == {"1:4"}
