@@ -1,5 +1,6 @@
-// What a pass over a 2:4 weight costs, by ISA level: data of core/plan.h, fitted by
-// `python -m bench costs` and kept in bench/results/costs-<isa>.json.
+// What a pass over a 2:4 weight costs, by ISA level: data of core/plan.h, written by
+// `python -m bench costs --write`, whose record is bench/results/costs.json (baseline and avx2; the
+// figures of avx512 are estimates from the instructions, not measured).
 //
 //   rows[i]     rows in lanes, a block of 1, 2, 4, 8 tokens      nanoseconds a tile of 16 rows
 //   panels[i]   tokens in lanes, a panel of 16, 32, 64 tokens    and a slot

@@ -13,7 +13,8 @@
 //
 // Against rows in lanes (nm_linear.cpp) no permute is needed: one load and one fma a vector, and
 // the broadcast is shared by the vectors of the panel; the loads are the limit. A piece of the panel
-// stays in L1 while a strip of row tiles passes; the sums of the strip lie in L2 between pieces.
+// stays in L1 while a strip of row tiles passes, and the next tile's weights are prefetched
+// meanwhile; the sums of the strip lie in L2 between pieces.
 // Which tokens come here, and in what panels: core/plan.h.
 //
 // Work unit: (panel, row tile). Every sum runs over the slots in order: the result is the same for
@@ -51,10 +52,16 @@ struct Panel {
   }
 };
 
+// The weights that come next: those of the next tile, a share of them for each group of rows.
+struct Ahead {
+  const char* values;
+  int64_t slot_bytes;
+};
+
 // sums[r, 0:width] (+)= the given words of P::rows rows, in pieces of kSumPiece slots.
 template <class P, int n>
 EVOPRUNE_INLINE void add_rows(const float* values, const int32_t* meta, const float* panel,
-                              int64_t words, bool first, float* sums) {
+                              int64_t words, bool first, Ahead ahead, float* sums) {
   const char* x = reinterpret_cast<const char*>(panel);
   for (int64_t from = 0; from < words; from += kSumWords) {
     Vec acc[P::rows][P::vectors] = {};
@@ -63,7 +70,11 @@ EVOPRUNE_INLINE void add_rows(const float* values, const int32_t* meta, const fl
       uint32_t word[P::rows];
       for (int r = 0; r < P::rows; ++r) word[r] = static_cast<uint32_t>(meta[r]);
 #pragma GCC unroll 16
-      for (int s = 0; s < kPerWord; ++s)
+      for (int s = 0; s < kPerWord; ++s) {
+        if (s % (kPerWord / P::rows) == 0) {
+          prefetch(ahead.values);
+          ahead.values += ahead.slot_bytes;
+        }
 #pragma GCC unroll 16
         for (int r = 0; r < P::rows; ++r) {
           const Vec value = broadcast(values[s * kNmTile + r]);
@@ -73,6 +84,7 @@ EVOPRUNE_INLINE void add_rows(const float* values, const int32_t* meta, const fl
           for (int v = 0; v < P::vectors; ++v)
             acc[r][v] = fma(load(column + v * kLanes), value, acc[r][v]);
         }
+      }
       values += kPerWord * kNmTile;
       meta += kNmTile;
       x += kPerWord / n * 4 * P::column_bytes;
@@ -125,10 +137,14 @@ void strip(const NmLinearArgs& a, int64_t panel, int64_t from, int64_t to) {
       const T* stored = static_cast<const T*>(a.values) + (tile * a.slots + w * kPerWord) * kNmTile;
       const float* values = as_float(stored, count * kPerWord * kNmTile, widened);
       const int32_t* meta = a.meta + (tile * words + w) * kNmTile;
+      // the same piece of the next tile; behind the last one a piece that is not needed
+      const T* next = tile + 1 < to ? stored + a.slots * kNmTile : stored;
       for (int pass = 0; pass < P::passes; ++pass)
         for (int r = 0; r < kNmTile; r += P::rows) {
           const int at = pass * P::vectors * kLanes;
-          add_rows<P, n>(values + r, meta + r, piece + at, count, w == 0,
+          const Ahead ahead{reinterpret_cast<const char*>(next + r * count * kNmTile),
+                            kNmTile * static_cast<int64_t>(sizeof(T))};
+          add_rows<P, n>(values + r, meta + r, piece + at, count, w == 0, ahead,
                          sums[tile - from] + r * P::width + at);
         }
     }
