@@ -149,8 +149,12 @@ def summary(record: Mapping[str, Any], table: targets.Targets | None = None) -> 
         if any(cell != "-" for cell in cells):
             rows.append([wanted.name, *cells])
     header = ("pattern", *(str(column) for column in table.columns))
+    measured = {entry["shape"] for entry in record["results"]["cells"]}
+    shapes = [shape for shape in table.shapes if shape in measured]
+    missing = [shape for shape in table.shapes if shape not in measured]
     legend = (
-        f"Lowest median speed-up over dense float32 `F.linear` of the shapes {', '.join(table.shapes)}. "
+        f"Lowest median speed-up over dense float32 `F.linear` of the shapes {', '.join(shapes)}"
+        f"{' (not measured: ' + ', '.join(missing) + ')' if missing else ''}. "
         "`t`: below its target (`bench/targets.toml`); `p`: the best peer of a shape is faster there; "
         "`i`: torch's int8 dynamic linear is."
     )
