@@ -66,7 +66,7 @@ def info() -> dict[str, Any]:
     """
     libraries = {
         name: {"loaded": name not in _ext.reasons, "reason": _ext.reasons.get(name, "")}
-        for name in ("_cpu", "_native")
+        for name in dict.fromkeys(("_cpu", "_native", *_ext.reasons))
     }
     build = _ext.native.build_info() if _ext.native is not None else {}
     return {

@@ -60,6 +60,10 @@ def _reader() -> Any | None:
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if _ext.native is None or not _ext.cpu_loaded() or exchange is None:
         return None
-    return _ext.native.StepReader(
-        exchange, Tensor, torch.nn.Parameter, Tensor.is_neg, torch._C._increment_version
-    )
+    try:
+        return _ext.native.StepReader(
+            exchange, Tensor, torch.nn.Parameter, Tensor.is_neg, torch._C._increment_version
+        )
+    except ValueError as error:  # another version of the exchange: the dispatcher serves as well
+        _ext.reasons["StepReader"] = str(error)
+        return None

@@ -160,3 +160,20 @@ def test_versions_advance(step, taken):
     step(p)
     assert taken == [True]
     assert all(t._version > v for t, v in zip(p.params, before, strict=True))
+
+
+def test_another_version_of_the_exchange_leaves_the_dispatcher_and_its_reason(monkeypatch):
+    def refuse(*_):
+        raise ValueError("expected DLPack 1, got another major version")
+
+    monkeypatch.setattr(_ext.native, "StepReader", refuse)
+    monkeypatch.setattr(_ext, "reasons", dict(_ext.reasons))
+    _entries._reader.cache_clear()
+    try:
+        p = Problem.make()
+        p.draw_gradients(0)
+        assert _entries.collect("adamw_step_", None, lists(p), 0.01, None, None) is None
+        assert _ext.reasons["StepReader"] == "expected DLPack 1, got another major version"
+    finally:
+        monkeypatch.undo()
+        _entries._reader.cache_clear()
