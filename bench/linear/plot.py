@@ -40,14 +40,15 @@ def draw(record: Mapping[str, Any], path: Path | str) -> Path:
     entries = record["results"]["cells"]
     patterns = known_first([entry["pattern"] for entry in entries], GRID_PATTERNS)
     shapes = known_first([entry["shape"] for entry in entries], GRID_SHAPES)
-    size = (2.2 + 0.75 * len(shapes) * len(panels), 1.6 + 0.3 * len(patterns))
+    width = max(1.4, 0.75 * len(shapes))  # of a panel: its title is as wide
+    size = (2.2 + width * len(panels), 1.6 + 0.3 * len(patterns))
     figure, axes = pyplot.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, ((tokens, weights), panel) in zip(axes[0], panels.items(), strict=True):
         fill(axis, panel, patterns, shapes)
         axis.set_title(f"{tokens} token{'s' * (tokens != 1)}, {weights}", fontsize=9)
     machine = record["machine"]
     figure.suptitle(
-        f"Ours over the better of dense float32 and the best peer ({machine['cpu']}, {machine['isa']}, "
+        f"Ours over the better of dense float32 and the best peer\n({machine['cpu']}, {machine['isa']}, "
         f"{record['threads']} thread{'s' * (record['threads'] != 1)})",
         fontsize=10,
     )
