@@ -45,6 +45,11 @@ int32_t largest_bits(const T* x, int64_t columns) {
 // 1.5 * 2^23: a sum with it is rounded to an integer, which its low bits then hold.
 constexpr float kRound = 12582912.0f;
 
+// `count` quantised zeros; `out` may be null where there are none.
+EVOPRUNE_INLINE void fill(int8_t* out, int64_t count) {
+  if (count > 0) std::memset(out, kByteBias, static_cast<size_t>(count));
+}
+
 EVOPRUNE_INLINE IVec quantize(Vec x, Vec inverse) {
   return (IVec)(x * inverse + kRound) ^ kByteBias;
 }
@@ -67,7 +72,7 @@ float quantize_row(const T* x, int64_t columns, int8_t* out, int64_t stride) {
   }
   for (; usable && c < columns; ++c)
     out[c] = static_cast<int8_t>(quantize(broadcast(to_float(x[c])), inverse)[0]);
-  std::memset(out + c, kByteBias, static_cast<size_t>(stride - c));
+  fill(out + c, stride - c);
   return usable || !finite ? scale : 0.0f;
 }
 
@@ -88,7 +93,7 @@ void quantize_panel(const QuantizeArgs& a, int64_t panel) {
       a.scale[first + t] = quantize_row(static_cast<const T*>(a.x) + (first + t) * a.columns,
                                         a.columns, row, a.stride);
     else
-      std::memset(row, kByteBias, static_cast<size_t>(a.stride));
+      fill(row, a.stride);
   }
   if (a.panel > 1) transpose(rows, a.stride, out);
 }
