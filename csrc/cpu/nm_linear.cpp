@@ -19,8 +19,8 @@
 //
 // Work unit: (token block, row tile). Every sum runs over the slots in one fixed order that depends
 // only on the token's place in its block, so the result is the same for every number of threads.
-// float32 sums, in pieces of kSumPiece slots. Source of the tiling: the 2:4 compressed layout of
-// Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021, turned to rows.
+// float32 sums, in pieces of at most kSumPiece slots. Source of the tiling: the 2:4 compressed layout
+// of Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021, turned to rows.
 #include "core/nm_layout.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
