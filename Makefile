@@ -16,8 +16,8 @@ ARGS ?=
 
 BIN := $(abspath $(VENV))/bin
 STAMPS := $(VENV)/stamps
-NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py
-FORMATTED := $(filter %.cpp %.h,$(NATIVE))
+NATIVE := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') setup.py
+FORMATTED := $(filter-out setup.py,$(NATIVE)) tests/simulated/runtime.cpp
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # one ninja folder for every normal build, so that a rebuild compiles what changed
 BUILD_EXT = EVOPRUNE_BUILD_DIR=$(abspath build/ninja)

@@ -1,12 +1,16 @@
-"""Builds the two native libraries with ninja; everything else is in pyproject.toml.
+"""Builds the native libraries with ninja; everything else is in pyproject.toml.
 
 ``_cpu.so``    the torch ops, through the libtorch stable ABI (one build serves torch >= 2.10).
                Each ``csrc/cpu`` file is compiled once per ISA level; the level is chosen at load. The integer
                kernels are compiled once more with VNNI: the level avx512vnni is avx512 with these.
+``_cuda.so``   the same ops for NVIDIA GPUs: csrc/cuda by nvcc for every architecture of CUDA_ARCHS, csrc/ops_cuda by
+               the C++ compiler. Needs an nvcc, no GPU; what ptxas says of each kernel is kept beside its object.
 ``_native``    a small pybind11 module without torch: build facts, the packed-format oracle, and the
                reader of an optimizer's tensors.
 
-``EVOPRUNE_BUILD=auto|cpu|none``   auto builds what the machine can, cpu insists, none skips.
+``EVOPRUNE_BUILD=auto|cpu|cuda|none``   auto builds what the machine can; cpu and cuda insist, cpu alone and both;
+                                        none skips.
+``EVOPRUNE_CUDA_ARCHS=80,90``      other architectures than the default.
 ``EVOPRUNE_SANITIZE=1``            AddressSanitizer and UBSan.
 ``EVOPRUNE_STRICT=1``              warnings are errors (what ``make test`` uses).
 ``EVOPRUNE_BUILD_DIR=folder``      where objects are kept, so that the next build compiles what changed.
@@ -34,11 +38,36 @@ ISA_FLAGS = {
 # the integer kernels once more, for AVX-512 CPUs that have VNNI
 VNNI_FLAGS = ["-DEVOPRUNE_VNNI", "-mavx512vnni"]
 VNNI_SOURCES = "w8a8_*.cpp"
+CUDA_ARCHS = "80,86,89,90,100"  # machine code for each, and PTX of the first for any later one
 EMULATED_FLAGS = [*ISA_FLAGS["avx2"], "-DEVOPRUNE_EMULATE_AVX512", "-Wno-psabi"]
 
 
 def sources(folder: str, names: str = "*.cpp") -> list[Path]:
     return sorted((ROOT / "csrc" / folder).glob(names))
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler: $NVCC, then $CUDA_HOME, then the PATH."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    in_home = str(Path(home) / "bin" / "nvcc") if home else None
+    return next((p for p in (os.environ.get("NVCC"), in_home) if p and Path(p).exists()), None) or (
+        shutil.which("nvcc")
+    )
+
+
+def cuda_root(nvcc: str) -> Path:
+    """Where the headers and libraries of an nvcc are, as it says itself."""
+    command = [nvcc, "--dryrun", "-E", "-x", "cu", "/dev/null"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    top = next(line for line in said.splitlines() if line.startswith("#$ TOP="))
+    return Path(top.removeprefix("#$ TOP=")).resolve()
+
+
+def arch_flags() -> str:
+    """nvcc's flags for the architectures to build for."""
+    archs = os.environ.get("EVOPRUNE_CUDA_ARCHS", CUDA_ARCHS).split(",")
+    code = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return " ".join([*code, f"-gencode arch=compute_{archs[0]},code=compute_{archs[0]}"])
 
 
 def kernel_builds(x86: bool, emulate: bool) -> list[tuple[str, list[Path], list[str]]]:
@@ -53,38 +82,61 @@ def kernel_builds(x86: bool, emulate: bool) -> list[tuple[str, list[Path], list[
     return builds
 
 
+def cuda_rules(nvcc: str, compiler: str) -> list[str]:
+    """ninja's rules for kernels; the stream of torch is defined in a library that only a CUDA torch has."""
+    strict = "-Werror all-warnings" if os.environ.get("EVOPRUNE_STRICT") == "1" else ""
+    flags = f"-std=c++20 -O3 {strict} {arch_flags()} -I{ROOT / 'csrc'}"
+    host = "-Xcompiler -fPIC,-fvisibility=hidden -Xptxas -v"
+    return [
+        "rule nvcc",
+        f"  command = {nvcc} {flags} {host} -MD -MF $out.d -c $in -o $out 2> $out.ptxas || "
+        "(cat $out.ptxas >&2; false)",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compiling $out",
+        "rule link_cuda",
+        f"  command = {compiler} -shared $in -o $out $libs",
+        "  description = linking $out",
+    ]
+
+
 class NinjaBuild(build_ext):
-    """Writes one build.ninja for both libraries and runs it."""
+    """Writes one build.ninja for all libraries and runs it."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname.endswith("_cpu"):  # no Python module: loaded by torch.ops.load_library
+        if fullname.endswith(
+            ("_cpu", "_cuda")
+        ):  # no Python module: loaded by torch.ops.load_library
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
     def build_extensions(self) -> None:
         mode = os.environ.get("EVOPRUNE_BUILD", "auto")
-        if mode not in ("auto", "cpu", "none"):
-            raise ValueError(f"EVOPRUNE_BUILD: expected auto, cpu or none, got {mode!r}")
+        if mode not in ("auto", "cpu", "cuda", "none"):
+            raise ValueError(f"EVOPRUNE_BUILD: expected auto, cpu, cuda or none, got {mode!r}")
         compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
         reason = "EVOPRUNE_BUILD=none" if mode == "none" else None
         if reason is None and compiler is None:
             reason = "no C++ compiler found (install g++, or set CXX)"
         if reason is not None:
-            if mode == "cpu":
-                raise RuntimeError(f"EVOPRUNE_BUILD=cpu: {reason}")
+            if mode in ("cpu", "cuda"):
+                raise RuntimeError(f"EVOPRUNE_BUILD={mode}: {reason}")
             print(f"evoprune_kernels: built without native code, references only: {reason}")
             return
         out = Path(self.get_ext_fullpath("evoprune_kernels._native")).parent.resolve()
         out.mkdir(parents=True, exist_ok=True)
         build = Path(os.environ.get("EVOPRUNE_BUILD_DIR") or self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
-        (build / "build.ninja").write_text(self.ninja_file(str(compiler), out))
+        nvcc = find_nvcc() if mode in ("auto", "cuda") else None
+        if mode == "cuda" and nvcc is None:
+            raise RuntimeError("EVOPRUNE_BUILD=cuda: no nvcc found (set NVCC or CUDA_HOME)")
+        (build / "build.ninja").write_text(self.ninja_file(str(compiler), nvcc, out))
         ninja = [sys.executable, "-m", "ninja", "-C", str(build)]
         if jobs := os.environ.get("MAX_JOBS"):
             ninja += ["-j", jobs]
         subprocess.run(ninja, check=True)
 
-    def ninja_file(self, compiler: str, out: Path) -> str:
+    def ninja_file(self, compiler: str, nvcc: str | None, out: Path) -> str:
         import pybind11
         import torch
 
@@ -126,10 +178,20 @@ class NinjaBuild(build_ext):
         ]
         define = f"-DEVOPRUNE_X86={int(x86)} -DEVOPRUNE_EMULATED={int(emulate)}"
         cpu += [compile_(source, "ops", f"{torch_inc} {define}") for source in sources("ops")]
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
         lib = torch_root / "lib"
         link_torch = f"-L{lib} -ltorch_cpu -ltorch -lc10"
         lines += [f"build {out / '_cpu.so'}: link {' '.join(cpu)}", f"  libs = {link_torch}"]
+        if nvcc is not None and not sanitize:
+            root = cuda_root(nvcc)
+            lines += cuda_rules(nvcc, compiler)
+            cuda = [f"cuda/{source.stem}.o" for source in sources("cuda", "*.cu")]
+            lines += [f"build cuda/{s.stem}.o: nvcc {s}" for s in sources("cuda", "*.cu")]
+            cuda_inc = f"{torch_inc} -isystem {root / 'include'}"
+            cuda += [compile_(source, "ops_cuda", cuda_inc) for source in sources("ops_cuda")]
+            runtime = f"-L{root / 'lib64'} -lcudart_static -ldl -lrt -lpthread"
+            lines += [f"build {out / '_cuda.so'}: link_cuda {' '.join(cuda)}"]
+            lines += [f"  libs = {link_torch} {runtime}"]
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
         if (Path(sysconfig.get_path("include")) / "Python.h").exists():
             native = [compile_(source, "native", "") for source in sources("native")]
             for source in sources("."):
@@ -145,6 +207,7 @@ setup(
     ext_modules=[
         Extension("evoprune_kernels._native", ["csrc/module.cpp"], optional=True),
         Extension("evoprune_kernels._cpu", [], optional=True),
+        Extension("evoprune_kernels._cuda", [], optional=True),
     ],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -17,6 +17,7 @@ import torch
 
 #: where the libraries are loaded from
 LIBRARY_DIR = Path(os.environ.get("EVOPRUNE_LIBRARY_DIR") or Path(__file__).parent)
+NO_CUDA = "not built (no nvcc when the package was installed, or EVOPRUNE_BUILD=cpu)"
 NOT_BUILT = "not built (no C++ compiler when the package was installed, or EVOPRUNE_BUILD=none)"
 #: library name -> why it is not loaded; empty when everything is
 reasons: dict[str, str] = {}
@@ -25,13 +26,17 @@ native: ModuleType | None = None
 
 
 def load() -> None:
-    """Load ``_native`` and ``_cpu.so``. Called by ``ops`` after the schemas are defined."""
+    """Load ``_native``, ``_cpu.so`` and ``_cuda.so``. Called by ``ops`` after the schemas are defined."""
     global native
     if os.environ.get("EVOPRUNE_DISABLE_NATIVE") == "1":
-        reasons.update(_native="EVOPRUNE_DISABLE_NATIVE=1", _cpu="EVOPRUNE_DISABLE_NATIVE=1")
+        reasons.update(dict.fromkeys(("_native", "_cpu", "_cuda"), "EVOPRUNE_DISABLE_NATIVE=1"))
         return
     native = _load_native()
-    _load_cpu()
+    _load_library("_cpu", NOT_BUILT)
+    if torch.version.cuda is None:
+        reasons["_cuda"] = f"torch {torch.__version__} is built without CUDA"
+    else:
+        _load_library("_cuda", NO_CUDA)
     if "_cpu" in reasons:
         warnings.warn(f"no C++ kernels, plain torch runs instead: {reasons['_cpu']}", stacklevel=4)
     elif level := os.environ.get("EVOPRUNE_ISA"):
@@ -54,15 +59,15 @@ def _load_native() -> ModuleType | None:
     return module
 
 
-def _load_cpu() -> None:
-    library = LIBRARY_DIR / "_cpu.so"
+def _load_library(name: str, missing: str) -> None:
+    library = LIBRARY_DIR / f"{name}.so"
     if not library.exists():
-        reasons["_cpu"] = NOT_BUILT
+        reasons[name] = missing
         return
     try:
         torch.ops.load_library(str(library))
     except (OSError, RuntimeError) as error:
-        reasons["_cpu"] = f"{library} did not load: {error}"
+        reasons[name] = f"{library} did not load: {error}"
 
 
 def cpu_loaded() -> bool:

@@ -35,10 +35,12 @@ def symbols(library: Path, *options: str) -> list[tuple[str, str]]:
     return [(match[2], match[1]) for match in found if match]
 
 
-def test_no_unstable_torch_symbols():
-    undefined = [
-        name for _, name in symbols(_ext.LIBRARY_DIR / "_cpu.so", "--dynamic", "--undefined-only")
-    ]
+@pytest.mark.parametrize("name", ["_cpu.so", "_cuda.so"])
+def test_no_unstable_torch_symbols(name):
+    library = _ext.LIBRARY_DIR / name
+    if not library.exists():
+        pytest.skip(f"{name} is not built: there was no compiler for it")
+    undefined = [name for _, name in symbols(library, "--dynamic", "--undefined-only")]
     assert any(name.startswith("aoti_torch_") for name in undefined), "nm found no stable symbols"
     unstable = [name for name in undefined if re.search(r"\b(at|c10|caffe2|torch)::", name)]
     assert unstable == []
@@ -52,8 +54,18 @@ def test_native_knows_no_torch():
 
 def test_libraries_export_no_kernels():
     """Two extensions in one process cannot take each other's functions."""
-    exported = symbols(_ext.LIBRARY_DIR / "_cpu.so", "--dynamic", "--defined-only")
-    assert [name for _, name in exported if "evoprune::" in name] == []
+    for library in _ext.LIBRARY_DIR.glob("_c*.so"):
+        exported = symbols(library, "--dynamic", "--defined-only")
+        assert [name for _, name in exported if "evoprune::" in name] == []
+
+
+def test_the_cuda_library_brings_its_runtime():
+    """A wheel runs on every torch: the CUDA runtime is inside, the driver's functions are found at run time."""
+    library = _ext.LIBRARY_DIR / "_cuda.so"
+    if not library.exists():
+        pytest.skip("_cuda.so is not built: no nvcc")
+    undefined = [name for _, name in symbols(library, "--dynamic", "--undefined-only")]
+    assert [name for name in undefined if re.match(r"_*cu(da)?[A-Z]", name)] == []
 
 
 def objects(level: str) -> list[Path]:

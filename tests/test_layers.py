@@ -110,13 +110,12 @@ def test_triton_is_imported_in_its_own_files_only():
 
 
 # ---- C++ ----
-TORCH_FREE = ("cpu", "native", "importance", "select", "core")
+TORCH_FREE = ("cpu", "cuda", "native", "importance", "select", "core")
+CPP = (".cpp", ".h", ".cu", ".cuh")
 
 
 def cpp_files(*folders: str) -> list[Path]:
-    files = [
-        p for f in folders for p in (ROOT / "csrc" / f).rglob("*") if p.suffix in (".cpp", ".h")
-    ]
+    files = [p for f in folders for p in (ROOT / "csrc" / f).rglob("*") if p.suffix in CPP]
     return sorted(files)
 
 
@@ -137,6 +136,12 @@ def test_intrinsics_are_in_simd_headers_only():
     for path in cpp_files(""):
         if path.name not in ("simd.h", "simd_window.h", "simd_bytes.h", "simde_gaps.h"):
             assert not re.search(r"\b_mm\d*_|immintrin|arm_neon", path.read_text()), path
+
+
+def test_inline_ptx_is_in_one_file_only():
+    for path in cpp_files("cuda", "core", "importance", "select"):
+        if path.name != "ptx.cuh":
+            assert not re.search(r"\basm\b", path.read_text()), path
 
 
 def test_kernels_use_no_standard_containers():

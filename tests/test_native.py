@@ -13,7 +13,7 @@ def test_the_expected_build_is_loaded():
     expected = os.environ.get("EVOPRUNE_EXPECT")  # set by `make sanitize` and `make emulate`
     if expected is None:
         pytest.skip("EVOPRUNE_EXPECT is not set: an ordinary run")
-    assert _ext.reasons == {}
+    assert not {"_cpu", "_native"} & set(_ext.reasons)
     info = _ext.native.build_info()
     assert info["sanitized"] == (expected == "sanitized")
     assert info["emulated_avx512"] == (expected == "emulated")

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "core/activation.h"
 #include "cpu/probes.h"
 #include "importance/average.h"
 
@@ -19,9 +20,6 @@ enum class DType : int32_t { f32 = 0, bf16 = 1, i8 = 2 };
 // A sum of many terms is taken in pieces of about this many, each from zero and then added to the
 // total: the rounding error of one running sum would grow with its length, and pass torch's.
 inline constexpr int kSumPiece = 64;
-
-// In the order of ACTIVATIONS in evoprune_kernels/ops/_linear.py.
-enum class Activation : int32_t { none, relu, gelu, gelu_tanh, silu };
 
 // What a linear kernel does with its sums; see cpu/epilogue.h.
 struct Epilogue {

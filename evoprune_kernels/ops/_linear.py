@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from evoprune_kernels._check import check, check_dtype, check_shape
 from evoprune_kernels.formats import PackedWeight
 
-#: names of the activations, in the order of csrc/cpu/kernels.h
+#: names of the activations, in the order of csrc/core/activation.h
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 #: how a packed weight is stored: as saved, or as the CPU kernels read it
 LAYOUTS = ("canonical", "cpu")

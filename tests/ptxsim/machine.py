@@ -15,7 +15,6 @@ from .isa_async import AsyncCopies
 from .isa_warp import Divergence
 from .launch import Launch, dim3
 from .memory import (
-    GLOBAL_BASE,
     LOCAL_WINDOW,
     SHARED_WINDOW,
     WINDOW_SIZE,
@@ -206,7 +205,7 @@ class Run(Launch):
             else:
                 space = "global"
         if space in ("global", "const"):
-            return self.device.memory, address - GLOBAL_BASE
+            return self.device.memory, self.device.memory.offsets(address)
         if space == "shared":
             if address.size and (
                 int(address.min()) < 0 or int(address.max()) >= self.shared_stride

@@ -119,3 +119,7 @@ class GlobalMemory(Space):
         return (self.shadow[start : start + pointer.array.nbytes : item] == 2).reshape(
             pointer.array.shape
         )
+
+    def offsets(self, address: np.ndarray) -> np.ndarray:
+        """Where global addresses lie in this memory."""
+        return address - GLOBAL_BASE
