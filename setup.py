@@ -82,31 +82,115 @@ def kernel_builds(x86: bool, emulate: bool) -> list[tuple[str, list[Path], list[
     return builds
 
 
-def cuda_rules(nvcc: str, compiler: str) -> list[str]:
-    """ninja's rules for kernels; the stream of torch is defined in a library that only a CUDA torch has."""
-    strict = "-Werror all-warnings" if os.environ.get("EVOPRUNE_STRICT") == "1" else ""
-    flags = f"-std=c++20 -O3 {strict} {arch_flags()} -I{ROOT / 'csrc'}"
-    host = "-Xcompiler -fPIC,-fvisibility=hidden -Xptxas -v"
-    return [
-        "rule nvcc",
-        f"  command = {nvcc} {flags} {host} -MD -MF $out.d -c $in -o $out 2> $out.ptxas || "
-        "(cat $out.ptxas >&2; false)",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = compiling $out",
-        "rule link_cuda",
-        f"  command = {compiler} -shared $in -o $out $libs",
-        "  description = linking $out",
-    ]
+class NinjaFile:
+    """The rules and edges of one build: every object, then the libraries that are made of them."""
+
+    def __init__(self, compiler: str, nvcc: str | None, out: Path) -> None:
+        import torch
+
+        self.compiler, self.nvcc, self.out = compiler, nvcc, out
+        self.emulate = os.environ.get("EVOPRUNE_EMULATE") == "avx512"
+        self.sanitize = os.environ.get("EVOPRUNE_SANITIZE") == "1"
+        self.strict = os.environ.get("EVOPRUNE_STRICT") == "1"
+        self.x86 = platform.machine() in ("x86_64", "AMD64")
+        torch_root = Path(torch.__file__).parent
+        self.torch_flags = f"-isystem {torch_root / 'include'} {STABLE_ABI}"
+        self.torch_libs = f"-L{torch_root / 'lib'} -ltorch_cpu -ltorch -lc10"
+        self.facts = f"-DEVOPRUNE_X86={int(self.x86)} -DEVOPRUNE_EMULATED={int(self.emulate)}"
+        self.lines: list[str] = []
+
+    def text(self) -> str:
+        self.rules()
+        self.cpu_library()
+        if self.nvcc is not None and not self.sanitize:
+            self.cuda_library(self.nvcc)
+        if (Path(sysconfig.get_path("include")) / "Python.h").exists():
+            self.native_module()
+        else:
+            print("evoprune_kernels: built without _native (the oracle): Python.h is not installed")
+        return "\n".join(self.lines) + "\n"
+
+    def rules(self) -> None:
+        flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        flags += ["-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", f"-I{ROOT / 'csrc'}"]
+        flags += ["-Wno-restrict"]  # GCC 12 reports std::string concatenation falsely
+        flags += ["-Werror"] if self.strict else []
+        checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        flags += ["-O1", "-g", *checks, "-DEVOPRUNE_SANITIZED=1"] if self.sanitize else ["-O3"]
+        link = ["-shared", *checks] if self.sanitize else ["-shared"]
+        self.lines += [
+            f"flags = {' '.join(flags)}",
+            "defined = -Wl,--no-undefined" if not self.sanitize else "defined =",
+            "rule cxx",
+            f"  command = {self.compiler} -MMD -MF $out.d $flags $extra -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compiling $out",
+            "rule link",
+            f"  command = {self.compiler} {' '.join(link)} $defined $in -o $out $libs",
+            "  description = linking $out",
+        ]
+
+    def compile(self, source: Path, tag: str, extra: str) -> str:
+        obj = f"{tag}/{source.stem}.o"
+        self.lines += [f"build {obj}: cxx {source}", f"  extra = {extra}"]
+        return obj
+
+    def cpu_library(self) -> None:
+        objects = [
+            self.compile(source, level, " ".join([f"-DEVOPRUNE_ISA={level}", *isa]))
+            for level, files, isa in kernel_builds(self.x86, self.emulate)
+            for source in files
+        ]
+        flags = f"{self.torch_flags} {self.facts}"
+        objects += [self.compile(source, "ops", flags) for source in sources("ops")]
+        self.lines += [f"build {self.out / '_cpu.so'}: link {' '.join(objects)}"]
+        self.lines += [f"  libs = {self.torch_libs}"]
+
+    def cuda_library(self, nvcc: str) -> None:
+        root = cuda_root(nvcc)
+        strict = "-Werror all-warnings" if self.strict else ""
+        flags = f"-std=c++20 -O3 {strict} {arch_flags()} -I{ROOT / 'csrc'}"
+        host = "-Xcompiler -fPIC,-fvisibility=hidden -Xptxas -v"
+        self.lines += [
+            "rule nvcc",
+            f"  command = {nvcc} {flags} {host} -MD -MF $out.d -c $in -o $out 2> $out.ptxas || "
+            "(cat $out.ptxas >&2; false)",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compiling $out",
+        ]
+        objects = []
+        for source in sources("cuda", "*.cu"):
+            objects.append(f"cuda/{source.stem}.o")
+            self.lines += [f"build {objects[-1]}: nvcc {source}"]
+        headers = f"{self.torch_flags} -isystem {root / 'include'}"
+        objects += [self.compile(source, "ops_cuda", headers) for source in sources("ops_cuda")]
+        runtime = f"-L{root / 'lib64'} -lcudart_static -ldl -lrt -lpthread"
+        self.lines += [
+            f"build {self.out / '_cuda.so'}: link {' '.join(objects)}",
+            "  defined =",  # torch's current stream: only in the libraries of a torch with CUDA
+            f"  libs = {self.torch_libs} {runtime}",
+        ]
+
+    def native_module(self) -> None:
+        import pybind11
+
+        python = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
+        objects = [self.compile(source, "native", "") for source in sources("native")]
+        for source in sources("."):
+            objects += [self.compile(source, "module", f"{python} {self.facts}")]
+        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        self.lines += [f"build {self.out / '_native'}{suffix}: link {' '.join(objects)}"]
+        self.lines += ["  libs = -Wl,--unresolved-symbols=ignore-all"]
 
 
 class NinjaBuild(build_ext):
     """Writes one build.ninja for all libraries and runs it."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname.endswith(
-            ("_cpu", "_cuda")
-        ):  # no Python module: loaded by torch.ops.load_library
+        # no Python modules: loaded by torch.ops.load_library
+        if fullname.endswith(("_cpu", "_cuda")):
             return os.path.join(*fullname.split(".")) + ".so"
         return super().get_ext_filename(fullname)
 
@@ -130,77 +214,11 @@ class NinjaBuild(build_ext):
         nvcc = find_nvcc() if mode in ("auto", "cuda") else None
         if mode == "cuda" and nvcc is None:
             raise RuntimeError("EVOPRUNE_BUILD=cuda: no nvcc found (set NVCC or CUDA_HOME)")
-        (build / "build.ninja").write_text(self.ninja_file(str(compiler), nvcc, out))
+        (build / "build.ninja").write_text(NinjaFile(str(compiler), nvcc, out).text())
         ninja = [sys.executable, "-m", "ninja", "-C", str(build)]
         if jobs := os.environ.get("MAX_JOBS"):
             ninja += ["-j", jobs]
         subprocess.run(ninja, check=True)
-
-    def ninja_file(self, compiler: str, nvcc: str | None, out: Path) -> str:
-        import pybind11
-        import torch
-
-        torch_root = Path(torch.__file__).parent
-        emulate = os.environ.get("EVOPRUNE_EMULATE") == "avx512"
-        sanitize = os.environ.get("EVOPRUNE_SANITIZE") == "1"
-        flags = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-        flags += ["-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", f"-I{ROOT / 'csrc'}"]
-        flags += ["-Wno-restrict"]  # GCC 12 reports std::string concatenation falsely
-        flags += ["-Werror"] if os.environ.get("EVOPRUNE_STRICT") == "1" else []
-        checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-        flags += ["-O1", "-g", *checks] if sanitize else ["-O3"]
-        flags += ["-DEVOPRUNE_SANITIZED=1"] if sanitize else []
-        link = ["-shared", "-Wl,--no-undefined"] if not sanitize else ["-shared", *checks]
-        x86 = platform.machine() in ("x86_64", "AMD64")
-        torch_inc = f"-isystem {torch_root / 'include'} {STABLE_ABI}"
-        python_inc = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_path('include')}"
-        lines = [
-            f"flags = {' '.join(flags)}",
-            "rule cxx",
-            f"  command = {compiler} -MMD -MF $out.d $flags $extra -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = compiling $out",
-            "rule link",
-            f"  command = {compiler} {' '.join(link)} $in -o $out $libs",
-            "  description = linking $out",
-        ]
-
-        def compile_(source: Path, tag: str, extra: str) -> str:
-            obj = f"{tag}/{source.stem}.o"
-            lines.extend([f"build {obj}: cxx {source}", f"  extra = {extra}"])
-            return obj
-
-        cpu = [
-            compile_(source, level, " ".join([f"-DEVOPRUNE_ISA={level}", *isa]))
-            for level, files, isa in kernel_builds(x86, emulate)
-            for source in files
-        ]
-        define = f"-DEVOPRUNE_X86={int(x86)} -DEVOPRUNE_EMULATED={int(emulate)}"
-        cpu += [compile_(source, "ops", f"{torch_inc} {define}") for source in sources("ops")]
-        lib = torch_root / "lib"
-        link_torch = f"-L{lib} -ltorch_cpu -ltorch -lc10"
-        lines += [f"build {out / '_cpu.so'}: link {' '.join(cpu)}", f"  libs = {link_torch}"]
-        if nvcc is not None and not sanitize:
-            root = cuda_root(nvcc)
-            lines += cuda_rules(nvcc, compiler)
-            cuda = [f"cuda/{source.stem}.o" for source in sources("cuda", "*.cu")]
-            lines += [f"build cuda/{s.stem}.o: nvcc {s}" for s in sources("cuda", "*.cu")]
-            cuda_inc = f"{torch_inc} -isystem {root / 'include'}"
-            cuda += [compile_(source, "ops_cuda", cuda_inc) for source in sources("ops_cuda")]
-            runtime = f"-L{root / 'lib64'} -lcudart_static -ldl -lrt -lpthread"
-            lines += [f"build {out / '_cuda.so'}: link_cuda {' '.join(cuda)}"]
-            lines += [f"  libs = {link_torch} {runtime}"]
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        if (Path(sysconfig.get_path("include")) / "Python.h").exists():
-            native = [compile_(source, "native", "") for source in sources("native")]
-            for source in sources("."):
-                native += [compile_(source, "module", f"{python_inc} {define}")]
-            lines += [f"build {out / '_native'}{suffix}: link {' '.join(native)}"]
-            lines += ["  libs = -Wl,--unresolved-symbols=ignore-all"]
-        else:
-            print("evoprune_kernels: built without _native (the oracle): Python.h is not installed")
-        return "\n".join(lines) + "\n"
 
 
 setup(
