@@ -90,16 +90,29 @@ def _field_names(kind: type) -> tuple[str, ...]:
 
 
 def _op_info(op: ops.Op) -> dict[str, Any]:
-    """What an op does with CPU tensors: the implementation chosen, and why each other one is not."""
+    """What an op does with CPU tensors, why no other way, and why it has no CUDA kernel (empty: it has one)."""
     reasons = op.reasons()
     forced = _select.FORCED.get(op.name)
+    cuda = op.reasons(_select.CUDA).get(_select.CUDA, "")
     try:
         chosen = _select.choose(op.name, "cpu", forced, reasons)
     except RuntimeError as error:
-        return {"chosen": "none", "others": {str(forced): str(error)}}
+        return {"chosen": "none", "others": {str(forced): str(error)}, "cuda": cuda}
     why = f"EVOPRUNE_IMPL asks for {forced}" if forced else f"{chosen} comes first"
-    others = {n: reasons.get(n, why) for n in _select.IMPLEMENTATIONS if n != chosen}
-    return {"chosen": chosen, "others": others}
+    rows = (_select.CPU, _select.REFERENCE)
+    return {
+        "chosen": chosen,
+        "others": {name: reasons.get(name, why) for name in rows if name != chosen},
+        "cuda": cuda,
+    }
+
+
+def _without_cuda(infos: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, op in infos.items():
+        if op["cuda"]:
+            found.setdefault(op["cuda"], []).append(name)
+    return found
 
 
 def _run_info(args: argparse.Namespace) -> None:
@@ -120,6 +133,9 @@ def _run_info(args: argparse.Namespace) -> None:
     for name, op in facts["ops"].items():
         others = "; ".join(f"{other}: {reason}" for other, reason in op["others"].items())
         print(f"{name:{width}}  {op['chosen']:10}  {others}")
+    print("\nop on CUDA tensors: CUDA C++ where it is loaded, else plain torch")
+    for reason, names in _without_cuda(facts["ops"]).items():
+        print(f"no CUDA C++ kernel ({reason}): {', '.join(names)}")
 
 
 # ---- convert ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Which implementation of an op runs, and why the others do not. Pure: no GPU is needed to test it.
 
-Rows, in order of preference, for a CPU tensor: ``cpu`` (C++), then ``reference`` (plain torch). ``impl="name"`` or
-``EVOPRUNE_IMPL=op=name,op=name`` insists; an implementation that cannot run then raises with its reason.
+Rows, in order of preference: ``cuda`` (CUDA C++, tensors on a GPU), ``cpu`` (C++, tensors on the CPU), ``reference``
+(plain torch, any device). ``impl="name"`` or ``EVOPRUNE_IMPL=op=name,op=name`` insists; an implementation that cannot
+run then raises with its reason.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import os
 from collections.abc import Mapping
 
 REFERENCE = "reference"
+CUDA = "cuda"
 CPU = "cpu"
-IMPLEMENTATIONS = (CPU, REFERENCE)
+#: native implementations: each is named after the device type that it runs on
+NATIVE = (CUDA, CPU)
+IMPLEMENTATIONS = (*NATIVE, REFERENCE)
 
 
 def parse_forced(text: str, known: tuple[str, ...] = IMPLEMENTATIONS) -> dict[str, str]:
@@ -44,8 +48,9 @@ def choose(op: str, device: str, requested: str | None, reasons: Mapping[str, st
     if requested is not None and requested not in IMPLEMENTATIONS:
         raise ValueError(f"{op}: impl must be one of {IMPLEMENTATIONS}, got {requested!r}")
     unfit = dict(reasons)
-    if device != "cpu":
-        unfit[CPU] = f"tensors are on {device!r}, the C++ kernels run on 'cpu'"
+    for name in NATIVE:
+        if name != device:
+            unfit[name] = f"tensors are on {device!r}, these kernels run on {name!r}"
     if requested is not None:
         if requested in unfit:
             raise RuntimeError(f"{op}: impl={requested!r} cannot run: {unfit[requested]}")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import evoprune_kernels as ek
-from evoprune_kernels import _select, ops
+from evoprune_kernels import _ext, _select, ops
 from evoprune_kernels.__main__ import info, main
 
 
@@ -36,6 +36,7 @@ def test_info_runs_as_a_module():
     )
     assert f"evoprune_kernels {ek.__version__}" in done.stdout
     assert "ISA level:" in done.stdout
+    assert "no CUDA C++ kernel (" in done.stdout or not _ext.reasons.get("_cuda")
     assert all(name in done.stdout for name in ops.OPS)
 
 
@@ -50,8 +51,9 @@ def test_info_without_native_code_says_why():
     facts = json.loads(done.stdout)
     assert facts["libraries"]["_cpu"] == {"loaded": False, "reason": "EVOPRUNE_DISABLE_NATIVE=1"}
     assert facts["isa"] == {"in_use": "none", "available": []}
+    reason = "EVOPRUNE_DISABLE_NATIVE=1"
     select = facts["ops"]["select_nm"]
-    assert select == {"chosen": "reference", "others": {"cpu": "EVOPRUNE_DISABLE_NATIVE=1"}}
+    assert select == {"chosen": "reference", "others": {"cpu": reason}, "cuda": reason}
 
 
 def test_info_shows_what_was_asked_for(monkeypatch):

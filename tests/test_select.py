@@ -17,7 +17,9 @@ MISSING = {"cpu": "not built"}
         ("cpu", "cpu", {}, "cpu"),
         ("cpu", "reference", {}, "reference"),
         ("cpu", "reference", MISSING, "reference"),
-        ("cuda", None, {}, "reference"),
+        ("cuda", None, {}, "cuda"),
+        ("cuda", None, {"cuda": "not built"}, "reference"),
+        ("cuda", "cuda", {}, "cuda"),
         ("cuda", "reference", {}, "reference"),
         ("meta", None, MISSING, "reference"),
     ],
@@ -36,6 +38,13 @@ def test_choice(device, requested, reasons, expected):
 def test_insisting_raises_with_the_reason(device, reasons, message):
     with pytest.raises(RuntimeError, match=message):
         _select.choose("nm_linear", device, "cpu", reasons)
+
+
+def test_insisting_on_cuda_raises_with_the_reason():
+    with pytest.raises(RuntimeError, match=r"impl='cuda' cannot run: not built"):
+        _select.choose("nm_linear", "cuda", "cuda", {"cuda": "not built"})
+    with pytest.raises(RuntimeError, match=r"tensors are on 'cpu', these kernels run on 'cuda'"):
+        _select.choose("nm_linear", "cpu", "cuda", {})
 
 
 def test_unknown_implementation():

@@ -1,7 +1,8 @@
 """The record of one op: schema, reference, fake and autograd once, here; C++ only implements.
 
 ``define`` registers ``evoprune::<name>`` with the dispatcher. The reference serves every device (it is registered as
-``CompositeExplicitAutograd``); ``_cpu.so`` adds a kernel under the CPU key when it is loaded, and that one then wins.
+``CompositeExplicitAutograd``); ``_cpu.so`` adds a kernel under the CPU key and ``_cuda.so`` one under the CUDA key when
+they are loaded, and these then win.
 """
 
 from __future__ import annotations
@@ -43,15 +44,19 @@ class Op:
         if requested is None:
             return self.overload(*args, **kwargs)
         device = _device(args)
-        if _select.choose(self.name, device, requested, self.reasons()) == _select.REFERENCE:
+        unfit = self.reasons(device)
+        if _select.choose(self.name, device, requested, unfit) == _select.REFERENCE:
             return self.reference(*args, **kwargs)
         return self.overload(*args, **kwargs)
 
-    def reasons(self) -> dict[str, str]:
-        """Implementation -> why it cannot run."""
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", "CPU"):
+    def reasons(self, device: str = _select.CPU) -> dict[str, str]:
+        """The native implementation for ``device`` -> why it cannot run; empty when it can, or there is none."""
+        if device not in _select.NATIVE:
             return {}
-        return {_select.CPU: _ext.reasons.get("_cpu", "not written for this op")}
+        key, library = device.upper(), f"_{device}"
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", key):
+            return {}
+        return {device: _ext.reasons.get(library, "not written for this op")}
 
 
 #: every op, in the order of definition
