@@ -1,5 +1,6 @@
 """ptxsim: run the PTX of CUDA C++ and Triton kernels on the CPU, to test them where no GPU is."""
 
+from .isa_mma import BadMetadata
 from .isa_warp import Divergence
 from .launch import LaunchError
 from .machine import Device, ExecutionError
@@ -11,6 +12,7 @@ from .syntax import Kernel, Module, PtxSyntaxError
 from .values import Unsupported, bf16_to_f32, f32_to_bf16
 
 __all__ = [
+    "BadMetadata",
     "Device",
     "Divergence",
     "ExecutionError",

@@ -59,11 +59,17 @@ def _packed(function, type_):
     return apply
 
 
+#: float32 operations that IEEE arithmetic rounds once by itself
+_EXACT = {"add", "sub", "mul", "min", "max", "abs", "neg", "sqrt", "div"}
+
+
 def _arith(instr, run, function, arity):
     type_ = type_of(instr.opcode)
     function = _float_modifiers(instr.opcode, function)
     if type_ in ("f16x2", "bf16x2"):
         return elementwise(instr, run, type_, _packed(function, type_), arity)
+    if type_ == "f32" and instr.opcode[0] in _EXACT:
+        return elementwise(instr, run, type_, function, arity)
     if type_ in ("f16", "bf16", "f32"):
         dtype = np.float32 if type_ != "f16" else np.float16
 

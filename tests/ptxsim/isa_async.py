@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .dispatch import op
-from .memory import MemoryFault
-from .values import UINT, Unsupported, address_of, source
+from .memory import MemoryFault, rows
+from .syntax import Reg
+from .values import Unsupported, address_of, source
 
 
 class AsyncCopies:
@@ -21,6 +22,13 @@ class AsyncCopies:
         self.pending: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
 
     def issue(self, lanes, address, data) -> None:
+        """Start a copy; it is a race already now if another warp may still read the place."""
+        run, size = self.run, data.shape[1]
+        run.count_access("copy", "shared", address, lanes, size)
+        where, offsets = run.locate("shared", address, lanes)
+        where.fly(offsets, size)
+        if run.warp_races:
+            run.warp_races.write(offsets, lanes, size)
         self.pending.append((lanes, address, data, self.committed[lanes].copy()))
 
     def commit(self, lanes) -> None:
@@ -39,11 +47,11 @@ class AsyncCopies:
         self.pending = kept
 
     def _land(self, lanes, address, data) -> None:
-        size = data.shape[1]
-        step = min(size, 8)
-        words = np.ascontiguousarray(data).view(UINT[step])
-        for k in range(words.shape[1]):
-            self.run.store("shared", address + k * step, lanes, words[:, k], step)
+        run, size = self.run, data.shape[1]
+        where, offsets = run.locate("shared", address, lanes)
+        where.land(offsets, rows(data.reshape(-1), size), size)
+        if run.warp_races:
+            run.warp_races.write(offsets, lanes, size)
 
 
 @op("cp")
@@ -64,26 +72,34 @@ def _cp(i, run, here):
         return lambda active, group: run.async_copies.wait(active, leave)
     size = i.operands[2].value
     to, from_ = address_of(i.operands[0], run), address_of(i.operands[1], run)
-    count = source(i.operands[3], "u32", run) if len(i.operands) > 3 else None
+    rest = i.operands[3:-1] if "cache_hint" in i.text else i.operands[3:]
+    count = _source_bytes(rest[0], size, run) if rest else None
 
     def step(active, group):
-        at, real = (
-            from_(active),
-            count(active).astype(np.int64) if count else np.full(active.size, size),
-        )
-        data = np.zeros((active.size, size), np.uint8)
+        into, at = to(active), from_(active)
+        real = count(active) if count else np.full(active.size, size)
         reading = real > 0
-        if ((to(active) % size) != 0).any() or (at[reading] % size != 0).any():
+        if (into & (size - 1)).any() or (at[reading] & (size - 1)).any():
             raise MemoryFault(f"misaligned {size}-byte cp.async")
-        if reading.any():
-            run.count_access("load", "global", at[reading], active[reading], size)
-            unit = 4
-            for k in range(0, size, unit):
+        if (real > size).any():
+            raise MemoryFault(f"cp.async of {int(real.max())} bytes into {size}")
+        run.count_access("load", "global", at[reading], active[reading], size)
+        if (real == size).all():
+            data = run.load("global", at, active, size).view(np.uint8).reshape(-1, size)
+        else:
+            data = np.zeros((active.size, size), np.uint8)
+            for k in range(size):
                 some = real > k
-                if some.any():
-                    words = run.load("global", at[some] + k, active[some], unit)
-                    data[some, k : k + unit] = words[:, None].view(np.uint8)
-        keep = np.arange(size)[None, :] < real[:, None]
-        run.async_copies.issue(active, to(active), np.where(keep, data, 0).astype(np.uint8))
+                data[some, k] = run.load("global", at[some] + k, active[some], 1)
+        run.async_copies.issue(active, into, data)
 
     return step
+
+
+def _source_bytes(operand, size: int, run):
+    """The src-size operand, or `size` and 0 for an ignore-src predicate."""
+    if isinstance(operand, Reg) and operand.size == 1:
+        ignore = source(operand, "pred", run)
+        return lambda lanes: np.where(ignore(lanes), 0, size)
+    get = source(operand, "u32", run)
+    return lambda lanes: get(lanes).astype(np.int64)

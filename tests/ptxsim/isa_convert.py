@@ -69,10 +69,13 @@ def _setp(i, run, here):
 
     def step(active, group):
         true = compare(a(active), b(active))
-        other = c(active) if combine else None
-        put(active, merge(true, other) if combine else true)
+        first, second = true, ~true
+        if combine:
+            other = c(active)
+            first, second = merge(first, other), merge(second, other)
+        put(active, first)
         if put_second:
-            put_second(active, merge(~true, other) if combine else ~true)
+            put_second(active, second)
 
     return step
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .dispatch import op
-from .memory import LOCAL_WINDOW, SHARED_WINDOW, MemoryFault
+from .memory import LOCAL_WINDOW, SHARED_WINDOW, MemoryFault, rows
 from .syntax import SIZES, Vec
 from .values import (
     NP,
@@ -48,8 +48,9 @@ def _ld(i, run, here):
         if total > size and (at % total).any():
             raise MemoryFault(f"misaligned {total}-byte vector load")
         run.count_access("load", space, at, active, total)
+        words = run.load(space, at, active, total).reshape(active.size, -1).view(NP[raw])
         for k, put in enumerate(puts):
-            put(active, run.load(space, at + k * size, active, size).view(NP[raw]))
+            put(active, words[:, k])
 
     return step
 
@@ -67,8 +68,8 @@ def _st(i, run, here):
         if total > size and (at % total).any():
             raise MemoryFault(f"misaligned {total}-byte vector store")
         run.count_access("store", space, at, active, total)
-        for k, get in enumerate(gets):
-            run.store(space, at + k * size, active, get(active), size)
+        words = np.stack([get(active) for get in gets], -1) if len(gets) > 1 else gets[0](active)
+        run.store(space, at, active, rows(words.reshape(-1).view(np.uint8), total), total)
 
     return step
 

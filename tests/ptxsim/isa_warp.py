@@ -16,10 +16,11 @@ class Divergence(RuntimeError):
 
 def whole_warps(run, active: np.ndarray) -> np.ndarray:
     """Lanes as [warps, 32], in lane order; every warp must be complete."""
-    _, counts = np.unique(run.warp_of[active], return_counts=True)
-    if (counts != 32).any():
+    warp = run.pick(run.warp_of, active)
+    if active.size % 32 or (warp.reshape(-1, 32) != warp[::32, None]).any():
+        counts = np.unique(warp, return_counts=True)[1]
         raise Divergence(f"only {int(counts[counts != 32][0])} of 32 threads of a warp are here")
-    return np.sort(active).reshape(-1, 32)
+    return active.reshape(-1, 32)
 
 
 def _by_warp(run, active):
@@ -157,35 +158,27 @@ def _ldmatrix(i, run, here):
     ends = [source(o, "b32", run) if store else destination(o, "b32", run) for o in items]
 
     def step(active, group):
-        warps = whole_warps(run, active)
-        for k, end in enumerate(ends):
-            rows = warps[:, 8 * k : 8 * k + 8]  # the threads that give this tile's row addresses
-            at = address(rows.ravel()).reshape(rows.shape)
-            if (at % 16).any():
-                raise MemoryFault("ldmatrix row address is not 16-byte aligned")
-            run.count_access("store" if store else "load", "shared", at.ravel(), rows.ravel(), 16)
-            cells = (at[:, :, None] + 2 * np.arange(8)).reshape(len(warps), -1)
-            who = np.repeat(rows, 8, axis=1)
-            if store:
-                words = end(warps.ravel()).reshape(-1, 32)
-                halves = (
-                    np.stack([words & 0xFFFF, words >> np.uint32(16)], -1)
-                    .astype(np.uint16)
-                    .reshape(-1, 8, 8)
-                )
-                tile = halves.transpose(0, 2, 1) if trans else halves
-                run.store("shared", cells.ravel(), who.ravel(), tile.reshape(-1), 2)
-                continue
-            tile = run.load("shared", cells.ravel(), who.ravel(), 2).reshape(-1, 8, 8)
-            pair = (tile.transpose(0, 2, 1) if trans else tile).reshape(
-                -1, 32, 2
-            )  # lane l: row l / 4, columns 2 * (l % 4) + {0, 1}
-            end(
-                warps.ravel(),
-                (
-                    pair[..., 0].astype(np.uint32)
-                    | (pair[..., 1].astype(np.uint32) << np.uint32(16))
-                ).ravel(),
-            )
+        lanes = whole_warps(run, active)[:, : 8 * len(ends)]  # those that give row addresses
+        at = address(active).reshape(-1, 32)[:, : 8 * len(ends)].ravel()
+        if (at & 15).any():
+            raise MemoryFault("ldmatrix row address is not 16-byte aligned")
+        lanes = active if len(ends) == 4 else lanes.ravel()
+        run.count_access("store" if store else "load", "shared", at, lanes, 16)
+        if store:
+            words = np.stack([get(active).reshape(-1, 32) for get in ends], 1)
+            rows = _transposed(words) if trans else words
+            run.store("shared", at, lanes, rows.view(np.uint64).reshape(-1, 2), 16)
+            return
+        words = run.load("shared", at, lanes, 16).view(np.uint32).reshape(-1, len(ends), 32)
+        words = _transposed(words) if trans else words
+        for k, put in enumerate(ends):  # lane l of tile k: row l / 4, word l % 4
+            put(active, words[:, k].ravel())
 
     return step
+
+
+def _transposed(words: np.ndarray) -> np.ndarray:
+    """8 x 8 tiles of halves, as [warps, tiles, 32 words], each transposed."""
+    halves = words.view(np.uint16).reshape(*words.shape[:2], 8, 8)
+    turned = np.ascontiguousarray(halves.transpose(0, 1, 3, 2))
+    return turned.reshape(*words.shape[:2], 64).view(np.uint32)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from .memory import Pointer, Space
+from .memory import ALLOCATED, WRITTEN, Pointer, Space
 from .syntax import Kernel, Module
 
 
@@ -34,6 +34,7 @@ class Launch:
         self.threads, self.blocks = threads, blocks
         n = self.lanes = threads * blocks
         lane = np.arange(n)
+        self.every = lane  # `lanes is run.every`: the whole grid, so that nothing need be picked
         self.block_of = lane // threads
         self.thread_of = lane % threads
         self.warps_per_block = -(-threads // 32)
@@ -48,6 +49,9 @@ class Launch:
         }
         self._place_variables(shared)
         self.param = self._pack(args)
+
+    def pick(self, array: np.ndarray, lanes: np.ndarray) -> np.ndarray:
+        return array if lanes is self.every else array[lanes]
 
     def _special_registers(self) -> dict[str, np.ndarray]:
         out = {}
@@ -152,5 +156,5 @@ class Launch:
                 raise LaunchError(f"parameter {p.name} is {p.size} bytes, got {len(raw)}")
             space.bytes[p.offset : p.offset + p.size] = np.frombuffer(raw, np.uint8)
             self.symbols[p.name] = ("param", p.offset)
-        space.shadow[:] = 2
+        space.shadow[:] = ALLOCATED | WRITTEN
         return space

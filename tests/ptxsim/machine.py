@@ -12,19 +12,18 @@ import numpy as np
 from . import isa_arith, isa_bits, isa_control, isa_convert, isa_memory, isa_mma
 from .dispatch import compile_instr
 from .isa_async import AsyncCopies
+from .isa_mma import BadMetadata
 from .isa_warp import Divergence
 from .launch import Launch, dim3
 from .memory import (
-    LOCAL_WINDOW,
-    SHARED_WINDOW,
-    WINDOW_SIZE,
     GlobalMemory,
     MemoryFault,
     Pointer,
     Space,
+    window_of,
 )
 from .parse import parse
-from .races import RaceCheck, RaceError
+from .races import BlockRaces, RaceError, Races, WarpRaces
 from .stats import Counting, Stats
 from .syntax import Module
 from .values import Unsupported
@@ -32,7 +31,7 @@ from .values import Unsupported
 #: importing these modules registers their instructions with `dispatch`
 INSTRUCTION_SETS = (isa_arith, isa_bits, isa_control, isa_convert, isa_memory, isa_mma)
 RUNNING, WAITING, EXITED = 0, 1, 2
-FAULTS = (MemoryFault, Divergence, RaceError, Unsupported)
+FAULTS = (BadMetadata, MemoryFault, Divergence, RaceError, Unsupported)
 
 
 class ExecutionError(RuntimeError):
@@ -43,7 +42,8 @@ class Device:
     """A simulated GPU.
 
     memory: bytes of global memory; racecheck: raise on shared-memory accesses of two warps
-    that no barrier orders; initcheck: raise on reads of bytes that nothing wrote; stats: count
+    that no barrier orders; global_racecheck: the same for blocks of one launch on global memory
+    (see `races.BlockRaces`); initcheck: raise on reads of bytes that nothing wrote; stats: count
     instructions and memory traffic (slower).
     """
 
@@ -53,9 +53,11 @@ class Device:
         racecheck: bool = True,
         initcheck: bool = True,
         stats: bool = True,
+        global_racecheck: bool = True,
     ):
         self.memory = GlobalMemory(memory, initcheck)
         self.racecheck, self.initcheck, self.stats = racecheck, initcheck, stats
+        self.global_racecheck = global_racecheck
         self._symbols: dict[tuple[int, str], int] = {}
 
     def upload(self, array: np.ndarray) -> Pointer:
@@ -99,7 +101,13 @@ class Run(Launch):
         self.waits_on = np.zeros(self.lanes, np.int64)
         self.needs = np.zeros(self.lanes, np.int64)
         self.async_copies = AsyncCopies(self)
-        self.races = RaceCheck(self) if device.racecheck else None
+        self.arrived = np.zeros(self.blocks * 16, np.int64)
+        self.votes = np.zeros(self.lanes, bool)
+        self.reductions: list = []
+        self.shared_start = self.block_of * self.shared_stride
+        self.warp_races = WarpRaces(self) if device.racecheck else None
+        several = device.global_racecheck and self.blocks > 1
+        self.block_races = BlockRaces(self) if several else None
         self.program = [compile_instr(instr, self) for instr in kernel.code]
 
     def execute(self, max_steps: int) -> None:
@@ -107,7 +115,7 @@ class Run(Launch):
         self.steps_left = max_steps
         with np.errstate(all="ignore"):
             while True:
-                running = np.flatnonzero(self.status == RUNNING)
+                running = self._lanes(self.status == RUNNING)
                 if running.size:
                     self._run_lowest(running)
                 elif not self._release_barriers():
@@ -119,13 +127,17 @@ class Run(Launch):
         if self.device.stats:
             self.counting.finish()
 
+    def _lanes(self, mask: np.ndarray) -> np.ndarray:
+        return self.every if mask.all() else np.flatnonzero(mask)
+
     def _run_lowest(self, running: np.ndarray) -> None:
         """Run the lanes with the lowest program counter until they branch or meet others."""
-        pcs = self.pc[running]
+        pcs = self.pick(self.pc, running)
         pc, end = int(pcs.min()), len(self.program)
-        group = running[pcs == pc]
-        others = pcs[pcs > pc]
-        stop = int(others.min()) if others.size else end + 1
+        here = pcs == pc
+        group, stop = running, end + 1
+        if not here.all():
+            group, stop = running[here], int(pcs[~here].min())
         while pc < stop:
             if pc >= end:
                 self.status[group] = EXITED
@@ -142,7 +154,9 @@ class Run(Launch):
     def _step(self, pc: int, group: np.ndarray):
         instr, active = self.kernel.code[pc], group
         if instr.guard is not None:
-            active = group[self.registers[instr.guard.name][group] != instr.negated]
+            taken = self.pick(self.registers[instr.guard.name], group) != instr.negated
+            if not taken.all():
+                active = group[taken]
             if not active.size and instr.opcode[0] != "bra":
                 return None
         try:
@@ -151,12 +165,13 @@ class Run(Launch):
             raise type(fault)(
                 f"{fault}\n  in {self.kernel.name}, PTX line {instr.line}: {instr.text}"
             ) from None
-        if self.device.stats and active.size:
-            self.counting.instruction(instr, active)
+        if active.size:
+            self.counting.warps_at[pc] += self.counting.warps(active)
         return moved
 
     def branch(self, taken: np.ndarray, group: np.ndarray, target: int, here: int) -> bool:
-        self.pc[group] = here + 1
+        if group is not taken:
+            self.pc[group] = here + 1
         self.pc[taken] = target
         return True
 
@@ -165,9 +180,8 @@ class Run(Launch):
         self.status[active] = EXITED
         return True
 
-    def wait(
-        self, active: np.ndarray, group: np.ndarray, here: int, barrier: np.ndarray, count
-    ) -> bool:
+    def wait(self, active, group, here: int, barrier: np.ndarray, count) -> bool:
+        """Block lanes at a barrier, until `count` lanes (0: all of the block) are there."""
         self.pc[group] = here + 1
         self.status[active] = WAITING
         self.waits_on[active] = barrier
@@ -175,35 +189,50 @@ class Run(Launch):
         self._release_barriers()
         return True
 
+    def arrive(self, active, barrier: np.ndarray, count) -> None:
+        """Count lanes as arrived without blocking them; whoever waits must give the same count."""
+        np.add.at(self.arrived, self.block_of[active] * 16 + barrier, 1)
+        self._release_barriers()
+
     def _release_barriers(self) -> bool:
         waiting = self.status == WAITING
         if not waiting.any():
             return False
         key = self.block_of * 16 + self.waits_on
-        arrived = np.bincount(key[waiting], minlength=self.blocks * 16)
+        arrived = np.bincount(key[waiting], minlength=self.blocks * 16) + self.arrived
         alive = np.bincount(self.block_of[self.status != EXITED], minlength=self.blocks)
         need = np.where(self.needs > 0, self.needs, alive[self.block_of])
         free = waiting & (arrived[key] >= need)
         if not free.any():
             return False
         self.status[free] = RUNNING
-        if self.races:
-            self.races.barrier(np.unique(self.block_of[free]))
+        self.arrived[key[free]] = 0
+        self._reduce(free, key)
+        if self.warp_races:
+            self.warp_races.barrier(np.unique(self.block_of[free]))
         return True
+
+    def _reduce(self, free: np.ndarray, key: np.ndarray) -> None:
+        """bar.red: give every lane that leaves a barrier the votes of all that met there."""
+        waiting, self.reductions = self.reductions, []
+        if waiting:
+            ones = np.bincount(key[free], self.votes[free], minlength=self.blocks * 16)
+            every = np.bincount(key[free], minlength=self.blocks * 16)
+        for lanes, finish in waiting:
+            now = free[lanes]
+            if now.any():
+                leaving = key[lanes[now]]
+                finish(lanes[now], ones[leaving].astype(np.int64), every[leaving])
+            if not now.all():
+                self.reductions.append((lanes[~now], finish))
 
     def locate(
         self, space: str, address: np.ndarray, lanes: np.ndarray
     ) -> tuple[Space, np.ndarray]:
         """The `Space` and offsets behind addresses; generic addresses are decoded by window."""
-        address = address.astype(np.int64)
         if space == "generic":
-            first = int(address[0])
-            if SHARED_WINDOW <= first < SHARED_WINDOW + WINDOW_SIZE:
-                space, address = "shared", address - SHARED_WINDOW
-            elif LOCAL_WINDOW <= first < LOCAL_WINDOW + WINDOW_SIZE:
-                space, address = "local", address - LOCAL_WINDOW
-            else:
-                space = "global"
+            space, start = window_of(int(address[0]))
+            address = address - start
         if space in ("global", "const"):
             return self.device.memory, self.device.memory.offsets(address)
         if space == "shared":
@@ -211,25 +240,34 @@ class Run(Launch):
                 int(address.min()) < 0 or int(address.max()) >= self.shared_stride
             ):
                 raise MemoryFault(
-                    f"shared access outside the block's {self.shared_bytes} bytes (address {int(address.max())})"
+                    f"shared access outside the block's {self.shared_bytes} bytes"
+                    f" (address {int(address.min())}..{int(address.max())})"
                 )
-            return self.shared, address + self.block_of[lanes] * self.shared_stride
+            return self.shared, address + self.pick(self.shared_start, lanes)
         if space == "local":
             return self.local, address + lanes * self.local_stride
         if space == "param":
             return self.param, address
         raise Unsupported(f"state space {space}")
 
+    def races_of(self, where: Space) -> Races | None:
+        return {id(self.shared): self.warp_races, id(self.device.memory): self.block_races}.get(
+            id(where)
+        )
+
     def load(self, space: str, address: np.ndarray, lanes: np.ndarray, size: int) -> np.ndarray:
         where, offsets = self.locate(space, address, lanes)
-        if self.races and where is self.shared:
-            self.races.read(offsets, lanes, size)
-        return where.load(offsets, size)
+        found = where.load(offsets, size)
+        races = self.races_of(where)
+        if races and lanes.size:
+            races.read(offsets, lanes, size)
+        return found
 
     def store(
         self, space: str, address: np.ndarray, lanes: np.ndarray, values: np.ndarray, size: int
     ) -> None:
         where, offsets = self.locate(space, address, lanes)
-        if where is self.shared and self.races:
-            self.races.write(offsets, lanes, size)
         where.store(offsets, values, size)
+        races = self.races_of(where)
+        if races and lanes.size:
+            races.write(offsets, lanes, size)

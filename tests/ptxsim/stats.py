@@ -6,8 +6,6 @@ from collections import Counter
 
 import numpy as np
 
-from .syntax import Instr
-
 
 class Stats(Counter):
     """Warp-level counts: 'inst', 'inst.<opcode>', and, for memory, requests and what they cost.
@@ -26,52 +24,65 @@ class Counting:
         self.run = run
         self.counts = Stats()
         self.touched: dict[str, np.ndarray] = {}
+        self.warps_at = np.zeros(len(run.kernel.code), np.int64)
+        self._last: tuple[np.ndarray | None, int] = (None, 0)
 
-    def instruction(self, instr: Instr, active: np.ndarray) -> None:
-        warps = np.unique(self.run.warp_of[active]).size
-        self.counts["inst"] += warps
-        self.counts["inst." + ".".join(instr.opcode).replace("~", "::")] += warps
+    def warps(self, lanes: np.ndarray) -> int:
+        """How many warps `lanes` are of; straight code asks again and again for the same lanes."""
+        if self._last[0] is not lanes:
+            warp = self.run.warp_of[lanes]
+            self._last = (lanes, 1 + int(np.count_nonzero(warp[1:] != warp[:-1])))
+        return self._last[1]
 
     def access(
         self, kind: str, space: str, address: np.ndarray, lanes: np.ndarray, nbytes: int
     ) -> None:
-        """Sectors (global) or bank wavefronts (shared) of one request of `nbytes` per lane."""
-        run = self.run
-        if not run.device.stats or not lanes.size:
+        """One request of `nbytes` per lane, to global or shared memory."""
+        if not self.run.device.stats or not lanes.size:
             return
-        where, offsets = run.locate(space, address, lanes)
-        warp = run.warp_of[lanes].astype(np.int64)
-        if where is run.device.memory:
-            reach = (offsets[:, None] + np.arange(0, max(nbytes, 1), min(nbytes, 32))) // 32
-            key = (warp[:, None] << 40) + reach
-            if kind not in self.touched:
-                self.touched[kind] = np.zeros(where.bytes.size // 32 + 1, bool)
-            self.touched[kind][reach] = True
-            self.counts[f"global.{kind}.sectors"] += np.unique(key).size
-            self.counts[f"global.{kind}.bytes"] += int(nbytes * lanes.size)
-            self.counts[f"global.{kind}.requests"] += np.unique(warp).size
-        elif where is run.shared:
-            word = (
-                (offsets[:, None] + np.arange(0, nbytes, 4)) // 4
-                if nbytes >= 4
-                else (offsets // 4)[:, None]
-            )
-            phase = (
-                (run.lane_in_warp[lanes].astype(np.int64) * nbytes // 128)[:, None]
-                if nbytes > 4
-                else np.zeros((lanes.size, 1), np.int64)
-            )
-            key = np.unique(((warp[:, None] * 32 + phase) << 32) + word)
-            per_bank = np.unique(((key >> 32) << 5) + (key & 31), return_counts=True)
-            groups = per_bank[0] >> 5
-            worst = np.zeros(int(groups.max()) + 1, np.int64)
-            np.maximum.at(worst, groups, per_bank[1])
-            self.counts[f"shared.{kind}.wavefronts"] += int(worst.sum())
-            self.counts[f"shared.{kind}.ideal"] += np.unique(groups).size
-            self.counts[f"shared.{kind}.bytes"] += int(nbytes * lanes.size)
+        where, offsets = self.run.locate(space, address, lanes)
+        if where is self.run.device.memory:
+            self._sectors(kind, offsets, lanes, nbytes)
+        elif where is self.run.shared:
+            self._wavefronts(kind, offsets, lanes, nbytes)
+
+    def _sectors(self, kind: str, offsets, lanes, nbytes: int) -> None:
+        sector = offsets >> 5  # an aligned access of at most 32 bytes lies in one
+        if kind not in self.touched:
+            self.touched[kind] = np.zeros(self.run.device.memory.bytes.size // 32 + 1, bool)
+        self.touched[kind][sector.clip(0, self.touched[kind].size - 1)] = True
+        key = np.sort((self.run.pick(self.run.warp_of, lanes) << 40) + sector)
+        self.counts[f"global.{kind}.sectors"] += 1 + int(np.count_nonzero(key[1:] != key[:-1]))
+        self.counts[f"global.{kind}.bytes"] += nbytes * lanes.size
+        warp = key >> 40
+        self.counts[f"global.{kind}.requests"] += 1 + int(np.count_nonzero(warp[1:] != warp[:-1]))
+
+    def _wavefronts(self, kind: str, offsets, lanes, nbytes: int) -> None:
+        """Each 128 bytes of a warp's request are a pass, and a bank gives one word of it a time."""
+        pick, run = self.run.pick, self.run
+        word = offsets >> 2
+        group = pick(run.warp_of, lanes) << 5
+        if nbytes > 4:
+            word = word[:, None] + np.arange(nbytes // 4)
+            group = (group + (pick(run.lane_in_warp, lanes).astype(np.int64) * nbytes >> 7))[
+                :, None
+            ]
+        key = np.sort(((group << 32) + word).ravel())
+        key = key[np.concatenate(([True], key[1:] != key[:-1]))]
+        group = key >> 32
+        index = np.concatenate(([0], np.cumsum(group[1:] != group[:-1])))
+        groups = int(index[-1]) + 1
+        banks = np.bincount((index << 5) + (key & 31), minlength=groups * 32).reshape(-1, 32)
+        self.counts[f"shared.{kind}.wavefronts"] += int(banks.max(1).sum())
+        self.counts[f"shared.{kind}.ideal"] += groups
+        self.counts[f"shared.{kind}.bytes"] += nbytes * lanes.size
 
     def finish(self) -> None:
         """The counts that are known only when the launch has ended."""
+        for instr, warps in zip(self.run.kernel.code, self.warps_at, strict=True):
+            if warps:
+                self.counts["inst"] += int(warps)
+                self.counts["inst." + ".".join(instr.opcode).replace("~", "::")] += int(warps)
         self.counts["shared.bytes_per_block"] = self.run.shared_bytes
         for kind, sectors in self.touched.items():
-            self.counts[f"global.{kind}.footprint"] = 32 * int(sectors.sum())
+            self.counts[f"global.{kind}.footprint"] = 32 * int(np.count_nonzero(sectors))

@@ -51,6 +51,40 @@ def type_of(opcode: tuple[str, ...], index: int = -1) -> str:
     return types[index]
 
 
+def reader(array: np.ndarray, run):
+    """A function lanes -> values of `array`: the array itself when all lanes of the grid run.
+
+    So a step has to compute all it writes before its first write.
+    """
+    every = run.every
+    return lambda lanes: array if lanes is every else array[lanes]
+
+
+def _immediate(operand: Imm, type_: str):
+    size = SIZES[type_]
+    if type_ == "pred":
+        return bool(operand.value)
+    if operand.kind != "int":  # 0f... and 0d... give the bits of a float, whatever the type
+        exact = {"f32": np.float32, "f64": np.float64}[operand.kind]
+        return np.array([operand.value], exact).view(UINT[size]).view(NP[type_])[0]
+    if type_ in ("f32", "f64", "f16"):
+        return NP[type_](operand.value)
+    if type_ == "bf16":
+        return bf16_to_f32(np.array([operand.value & 0xFFFF], np.uint16))[0]
+    return np.array([operand.value & ((1 << 8 * size) - 1)], UINT[size]).view(NP[type_])[0]
+
+
+def _named(name: str, run) -> np.ndarray:
+    """The values of a special register, or of a variable's name (its address)."""
+    if name in run.special:
+        return run.special[name]
+    if name == "WARP_SZ":
+        return np.full(run.lanes, 32, np.uint32)
+    if name in run.symbols:
+        return np.full(run.lanes, run.symbols[name][1], np.uint64)
+    raise Unsupported(f"name {name}")
+
+
 def source(operand, type_: str, run):
     """A function lanes -> values of `type_` (bf16 as float32; packed halves as uint32)."""
     size = SIZES[type_]
@@ -58,40 +92,23 @@ def source(operand, type_: str, run):
         inner = source(operand.item, type_, run)
         return lambda lanes: ~inner(lanes)
     if isinstance(operand, Imm):
-        if type_ == "pred":
-            return lambda lanes: np.full(lanes.size, bool(operand.value))
-        if operand.kind != "int":  # 0f... and 0d... give the bits of a float, whatever the type
-            exact = {"f32": np.float32, "f64": np.float64}[operand.kind]
-            value = np.array([operand.value], exact).view(UINT[size]).view(NP[type_])[0]
-        elif type_ in ("f32", "f64", "f16"):
-            value = NP[type_](operand.value)
-        elif type_ == "bf16":
-            value = bf16_to_f32(np.array([operand.value & 0xFFFF], np.uint16))[0]
-        else:
-            value = np.array([operand.value & ((1 << 8 * size) - 1)], UINT[size]).view(NP[type_])[0]
-        return lambda lanes: np.full(lanes.size, value)
+        constant = np.full(run.lanes, _immediate(operand, type_))
+        return lambda lanes: constant[: lanes.size]
     if isinstance(operand, (Special, Symbol)) or (
         isinstance(operand, Reg) and operand.name in run.special
     ):
-        name = operand.name
-        if name in run.special:
-            array = run.special[name]
-        elif name == "WARP_SZ":
-            array = np.full(run.lanes, 32, np.uint32)
-        elif name in run.symbols:
-            array = np.full(run.lanes, run.symbols[name][1], np.uint64)
-        else:
-            raise Unsupported(f"name {name}")
-        return lambda lanes: array[lanes].astype(UINT[size]).view(NP[type_])
+        return reader(_named(operand.name, run).astype(UINT[size]).view(NP[type_]), run)
     if isinstance(operand, Reg):
         array = run.registers[operand.name]
         if type_ == "pred":
-            return lambda lanes: array[lanes]
+            return reader(array, run)
         if type_ == "bf16":
-            return lambda lanes: bf16_to_f32(array[lanes])
+            get = reader(array, run)
+            return lambda lanes: bf16_to_f32(get(lanes))
         if operand.size == size:
-            return lambda lanes: array[lanes].view(NP[type_])
-        return lambda lanes: array[lanes].astype(UINT[size]).view(NP[type_])
+            return reader(array.view(NP[type_]), run)
+        get = reader(array, run)
+        return lambda lanes: get(lanes).astype(UINT[size]).view(NP[type_])
     raise Unsupported(f"operand {operand}")
 
 
@@ -101,43 +118,34 @@ def destination(operand, type_: str, run):
         return lambda lanes, values: None
     if not isinstance(operand, Reg):
         raise Unsupported(f"destination {operand}")
-    array = run.registers[operand.name]
-    if type_ == "pred":
-
-        def put_pred(lanes, values):
-            array[lanes] = values
-
-        return put_pred
-    if type_ == "bf16":
-
-        def put_bf16(lanes, values):
-            array[lanes] = f32_to_bf16(values)
-
-        return put_bf16
-    dtype = NP[type_]
-    signed = type_[0] == "s"
-    wide = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}[operand.size]
+    array, every = run.registers[operand.name], run.every
+    everywhere = slice(None)
 
     def put(lanes, values):
-        values = np.asarray(values, dtype)
-        if operand.size == values.dtype.itemsize:
-            array[lanes] = values.view(array.dtype)
-        elif signed:
-            array[lanes] = values.astype(wide).view(array.dtype)
-        else:
-            array[lanes] = values.view(UINT[values.dtype.itemsize]).astype(array.dtype)
+        array[everywhere if lanes is every else lanes] = values
 
-    return put
+    if type_ == "pred":
+        return put
+    if type_ == "bf16":
+        return lambda lanes, values: put(lanes, f32_to_bf16(values))
+    dtype, raw, size = np.dtype(NP[type_]), array.dtype, SIZES[type_]
+    if operand.size == size:
+        return lambda lanes, values: put(lanes, np.asarray(values, dtype).view(raw))
+    if type_[0] == "s":
+        wide = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}[operand.size]
+        return lambda lanes, values: put(lanes, np.asarray(values, dtype).astype(wide).view(raw))
+    return lambda lanes, values: put(lanes, np.asarray(values, dtype).view(UINT[size]).astype(raw))
 
 
 def address_of(mem: Mem, run):
     """A function lanes -> int64 addresses of `[base + offset]`."""
     if isinstance(mem.base, Reg):
-        array = run.registers[mem.base.name]
-        return lambda lanes: array[lanes].astype(np.int64) + mem.offset
+        get = reader(run.registers[mem.base.name], run)
+        return lambda lanes: get(lanes).astype(np.int64) + mem.offset
     if isinstance(mem.base, Symbol):
-        _, start = run.symbols[mem.base.name]
-        return lambda lanes: np.full(lanes.size, start + mem.offset, np.int64)
-    if isinstance(mem.base, Imm):
-        return lambda lanes: np.full(lanes.size, mem.base.value + mem.offset, np.int64)
-    raise Unsupported(f"address {mem}")
+        start = run.symbols[mem.base.name][1]
+    elif isinstance(mem.base, Imm):
+        start = mem.base.value
+    else:
+        raise Unsupported(f"address {mem}")
+    return lambda lanes: np.full(lanes.size, start + mem.offset, np.int64)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.ptxsim.memory import GLOBAL_BASE, GlobalMemory, MemoryFault
+from tests.ptxsim.memory import ALLOCATED, GLOBAL_BASE, WRITTEN, GlobalMemory, MemoryFault
 
 
 @dataclass
@@ -45,14 +45,14 @@ class HostMemory(GlobalMemory):
             )
         if holds_data:
             start = region.offset + address - region.host
-            self.shadow[start : start + size] = 2
+            self.shadow[start : start + size] = ALLOCATED | WRITTEN
 
     def _add(self, address: int, size: int) -> Region:
         # the same address within a sector and a red zone before and after
         offset = self.allocate(size + 256) - GLOBAL_BASE
         self.shadow[offset : offset + size + 256] = 0
         offset += (address - offset) % 256
-        self.shadow[offset : offset + size] = 1
+        self.shadow[offset : offset + size] = ALLOCATED
         region = Region(address, size, offset)
         self.regions.append(region)
         self.regions.sort(key=lambda r: r.host)
@@ -79,12 +79,12 @@ class HostMemory(GlobalMemory):
         """Read what the host holds; bytes that nothing wrote stay poisoned."""
         for region in self.regions:
             inside = slice(region.offset, region.offset + region.size)
-            known = self.shadow[inside] == 2
+            known = (self.shadow[inside] & WRITTEN) != 0
             self.bytes[inside][known] = region.bytes_on_host()[known]
 
     def copy_out(self) -> None:
         """Give the host what the kernels wrote."""
         for region in self.regions:
             inside = slice(region.offset, region.offset + region.size)
-            known = self.shadow[inside] == 2
+            known = (self.shadow[inside] & WRITTEN) != 0
             region.bytes_on_host()[known] = self.bytes[inside][known]
