@@ -95,3 +95,41 @@ def test_float_literals_keep_their_bits():
     out = device.empty(1, np.float32)
     device.launch(source, "k", 1, 1, [out])
     assert out.array[0] == 1.0
+
+
+def test_a_warp_meets_wherever_the_compiler_put_its_blocks():
+    """Half of each warp takes a way through a block that lies behind the vote."""
+    source = """.version 8.0 .target sm_80 .address_size 64
+    .visible .entry k(.param .u64 out) {
+      .reg .b64 %o; .reg .b32 %t, %v; .reg .pred %p;
+      ld.param.u64 %o, [out]; mov.u32 %t, %tid.x; mad.wide.u32 %o, %t, 4, %o;
+      and.b32 %v, %t, 1; setp.eq.u32 %p, %v, 1;
+      @%p bra FAR;
+    BACK:
+      vote.sync.ballot.b32 %v, %p, 0xFFFFFFFF;
+      st.global.b32 [%o], %v;
+      ret;
+    FAR:
+      add.u32 %t, %t, 1;
+      bra BACK;
+    }"""
+    device = Device(memory=1 << 16)
+    out = device.empty(64, np.uint32)
+    device.launch(source, "k", 1, 64, [out])
+    assert (out.array == 0xAAAAAAAA).all()
+
+
+def test_variables_have_their_initial_values():
+    module = compile_cuda("""
+    __constant__ float table[4] = {1, 2.5f, 3, 4};
+    __device__ float scale = 2.5f;
+    __constant__ int numbers[3] = {1, -2, 3};
+    extern "C" __global__ void k(float* out) {
+        int t = threadIdx.x;
+        out[t] = table[t % 4] * scale + numbers[t % 3];
+    }""")
+    device, t = Device(memory=1 << 16), np.arange(32)
+    out = device.empty(32, np.float32)
+    device.launch(module, "k", 1, 32, [out])
+    expected = np.array([1, 2.5, 3, 4])[t % 4] * 2.5 + np.array([1, -2, 3])[t % 3]
+    np.testing.assert_array_equal(out.array, expected.astype(np.float32))
