@@ -36,7 +36,7 @@ struct Table {
 struct Scratch {
   uint64_t* totals;    // [kMaxBins] of the pass
   uint64_t* found;     // {digits of the threshold so far, how many are to be kept of what matches}
-  uint32_t* finished;  // blocks that have added their counts
+  uint32_t* finished;  // of the pass: blocks that have added their counts
   uint32_t* own;       // [blocks, bins of the last pass]
   int64_t* quota;      // [blocks]: how many of its ties a block keeps, or kAllTies
 };
@@ -107,7 +107,7 @@ __device__ __forceinline__ int64_t sum_before(int64_t value, int64_t& total) {
 }
 
 // ---- host ----
-inline constexpr int64_t kHeadBytes = (kMaxBins + 4) * sizeof(uint64_t);  // what starts as zeros
+inline constexpr int64_t kHeadWords = kMaxBins + 2 + 4;  // of scratch: what starts as zeros
 
 template <typename Word>
 RadixPlan plan(const RadixSelectArgs& args, const DeviceLimits& limits) {
@@ -118,7 +118,7 @@ RadixPlan plan(const RadixSelectArgs& args, const DeviceLimits& limits) {
   int64_t blocks = 0;
   for (int64_t i = 0; i < args.count; ++i) blocks += ceil_div(args.tensors[i].size, chunk);
   const int64_t a_block = sizeof(int64_t) + (sizeof(uint32_t) << kLastDigit<Word>);
-  return {chunk, blocks, kHeadBytes + blocks * a_block};
+  return {chunk, blocks, kHeadWords * static_cast<int64_t>(sizeof(uint64_t)) + blocks * a_block};
 }
 
 }  // namespace evoprune::cuda::radix

@@ -125,7 +125,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
   int64_t left;
   const uint32_t digit = find_digit(args.scratch, args.bits, prefix, keep, left);
   if (args.last) share_ties(args.scratch, args.blocks, args.bits, digit, left);
-  if (threadIdx.x == 0) *args.scratch.finished = 0;
 }
 
 // ---- the mask ----
@@ -214,19 +213,19 @@ void launch_over(void (*kernel)(Args<Word>), const RadixSelectArgs& list, Args<W
 template <typename Word>
 void select(const RadixSelectArgs& list, const RadixPlan& plan, Word infinity, void* scratch,
             cudaStream_t stream) {
-  check(cudaMemsetAsync(scratch, 0, kHeadBytes, stream), "cudaMemsetAsync");
+  check(cudaMemsetAsync(scratch, 0, kHeadWords * sizeof(uint64_t), stream), "cudaMemsetAsync");
   auto* words = static_cast<uint64_t*>(scratch);
   Args<Word> args{};
   args.scratch.totals = words;
   args.scratch.found = words + kMaxBins;
   args.scratch.finished = reinterpret_cast<uint32_t*>(words + kMaxBins + 2);
-  args.scratch.quota = reinterpret_cast<int64_t*>(words + kMaxBins + 4);
-  args.scratch.own = reinterpret_cast<uint32_t*>(words + kMaxBins + 4 + plan.blocks);
+  args.scratch.quota = reinterpret_cast<int64_t*>(words + kHeadWords);
+  args.scratch.own = reinterpret_cast<uint32_t*>(args.scratch.quota + plan.blocks);
   args.chunk = plan.chunk;
   args.blocks = plan.blocks;
   args.keep = list.keep;
   args.infinity = infinity;
-  for (int left = kBits<Word>; left > 0; left -= args.bits) {
+  for (int left = kBits<Word>; left > 0; left -= args.bits, ++args.scratch.finished) {
     args.bits = left < kDigit<Word> ? left : kDigit<Word>;
     args.shift = left - args.bits;
     args.first = left == kBits<Word>;
