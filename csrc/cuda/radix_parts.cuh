@@ -1,11 +1,10 @@
 // What the kernels of the radix select share: their arguments, what a block owns, sums in order.
 #pragma once
 
-#include <cstring>
+#include <cstdint>
 
-#include "cuda/ptx.cuh"
 #include "cuda/radix_select.h"
-#include "cuda/types.cuh"
+#include "cuda/selection.cuh"
 
 namespace evoprune::cuda::radix {
 
@@ -72,15 +71,6 @@ __device__ __forceinline__ Chunk<Word> own_chunk(const Args<Word>& args) {
   const Word* scores = static_cast<const Word*>(args.table.scores[tensor]) + start;
   return {scores, args.table.mask[tensor] + start, left < args.chunk ? left : args.chunk,
           reinterpret_cast<uintptr_t>(scores) % 16 == 0};
-}
-
-// 16 bytes of scores.
-template <typename Word>
-__device__ __forceinline__ Vector<Word, kPer16Bytes<Word>> load_vector(const Word* at) {
-  const uint4 bits = ptx::load_once(at);
-  Vector<Word, kPer16Bytes<Word>> words;
-  memcpy(&words, &bits, sizeof(words));
-  return words;
 }
 
 // Sum of `value` over the threads before this one, and over all in `total`. Every thread calls.

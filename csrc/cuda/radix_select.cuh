@@ -21,7 +21,6 @@
 #pragma once
 
 #include "cuda/launch.cuh"
-#include "cuda/mask.cuh"
 #include "cuda/radix_parts.cuh"
 #include "select/rank.h"
 
@@ -44,7 +43,7 @@ __device__ __forceinline__ void count_digits(const Args<Word>& args, uint32_t* c
     Vector<Word, kPer> words[kVectors];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
-      words[v] = load_vector(chunk.scores + start + (v * kThreads + threadIdx.x) * kPer);
+      words[v] = load_bits(chunk.scores + start + (v * kThreads + threadIdx.x) * kPer);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
 #pragma unroll
@@ -160,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor)
     Vector<Word, kPer> words[kVectors];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v)
-      words[v] = load_vector(chunk.scores + start + (v * kThreads + threadIdx.x) * kPer);
+      words[v] = load_bits(chunk.scores + start + (v * kThreads + threadIdx.x) * kPer);
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       uint32_t kept = 0, ties = 0;

@@ -1,9 +1,22 @@
-// Kept bits of a thread's neighbouring entries -> mask bytes, stored at once.
+// What the selections share: 16 bytes of scores in, mask bytes out.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+
+#include "cuda/ptx.cuh"
+#include "cuda/types.cuh"
 
 namespace evoprune::cuda {
+
+// Scores as bits: 16 aligned bytes.
+template <typename Word>
+__device__ __forceinline__ Vector<Word, kPer16Bytes<Word>> load_bits(const Word* at) {
+  const uint4 bits = ptx::load_once(at);
+  Vector<Word, kPer16Bytes<Word>> words;
+  memcpy(&words, &bits, sizeof(words));
+  return words;
+}
 
 // Bits 0 .. 3 -> bytes 0 .. 3, each 0 or 1.
 __device__ __forceinline__ uint32_t mask_bytes4(uint32_t bits) {
