@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/block_linear.h"
+#include "cuda/block_sums.cuh"
 #include "cuda/block_tile.cuh"
 #include "cuda/launch.cuh"
 

@@ -80,7 +80,7 @@ def check_dw(dw, grad, x, packed):
 
 CASES = [
     # tokens, (N, K), (bn, bk), dtype, bias, activation
-    *[(17, (2 * e, 3 * e), (e, e), t, None, "none") for e in EDGES for t in (F16, BF16, F32)],
+    *[(17, (e, 3 * e), (e, e), t, None, "none") for e in EDGES for t in (F16, F32)],
     *[(t, (48, 80), (16, 16), F16, F32, "none") for t in (1, 2, 15, 16, 128, 129)],
     *[(t, (64, 128), (64, 64), BF16, F32, "relu") for t in (1, 16, 130)],
     *[(t, (32, 96), (32, 32), F32, F32, "none") for t in (1, 16)],
@@ -103,14 +103,13 @@ def test_forward(gpu, case):
     tokens, shape, block, dtype, bias, activation = case
     x, packed = inputs(tokens, shape, block, dtype)
     b = None if bias is None else torch.linspace(-1, 1, shape[0]).to(bias)
-    y = run(gpu, x, packed, b, activation)
-    check_forward(y, x, packed, b, activation)
-    assert torch.equal(y, run(gpu, x, packed, b, activation)), "two runs differ"
+    check_forward(run(gpu, x, packed, b, activation), x, packed, b, activation)
 
 
 BACKWARD = [
     # tokens, (N, K), (bn, bk), dtype
-    *[(70, (3 * e, 2 * e), (e, e), t) for e in EDGES for t in (F16, F32)],
+    *[(70, (e, 2 * e), (e, e), t) for e in EDGES for t in (F16, F32)],
+    (33, (48, 32), (16, 16), BF16),
     (129, (32, 48), (16, 16), BF16),
     *[(20, (70, 90), b, BF16) for b in ((16, 64), (64, 16), (128, 32), (32, 128))],
     *[(t, (37, 45), (16, 16), d) for t in (1, 65) for d in (F16, F32)],
@@ -125,8 +124,14 @@ def test_backward(gpu, tokens, shape, block, dtype):
     check_dx(run_dx(gpu, grad, packed), grad, packed)
     dw = run_dw(gpu, grad, x, packed)
     check_dw(dw, grad, x, packed)
-    assert torch.equal(dw, run_dw(gpu, grad, x, packed)), "two runs differ"
     BlockWeight(dw, packed.row_ptr, packed.col_idx, shape).validate()  # its padding is 0
+
+
+def test_two_runs_are_equal(gpu):
+    x, packed = inputs(5, (32, 48), (16, 16), F16)
+    grad = x[:, :32].contiguous()
+    for call in CALLS.values():
+        assert torch.equal(call(gpu, packed, x, grad), call(gpu, packed, x, grad))
 
 
 def test_empty_rows_give_the_bias(gpu):
@@ -142,7 +147,7 @@ def test_empty_rows_give_the_bias(gpu):
 
 @pytest.mark.parametrize("tokens", [3, 20])
 def test_no_blocks_at_all(gpu, tokens):
-    x, packed = inputs(tokens, (32, 48), (16, 16), F16)
+    x, _ = inputs(tokens, (32, 48), (16, 16), F16)
     none = BlockWeight.pack(torch.zeros(32, 48, dtype=F16), 16, 16)
     bias = torch.arange(32.0)
     assert torch.equal(run(gpu, x, none, bias), bias.to(F16).expand(tokens, 32))
@@ -243,7 +248,7 @@ def test_bad_input_of_backward_launches_nothing(gpu):
     index = transpose_index(packed.row_ptr, packed.col_idx, 3)
     with pytest.raises(RuntimeError, match=r"grad.size\(-1\) = 32, got 48"):
         gpu.call("block_linear_dx", x, packed.values, *index, 32, 48, 16, 16)
-    with pytest.raises(RuntimeError, match="order of . entries, got 1"):
+    with pytest.raises(RuntimeError, match=r"order of . entries, got 1"):
         gpu.call("block_linear_dx", grad, packed.values, *index[:2], rows[:1], 32, 48, 16, 16)
     assert gpu.launches == []
 
