@@ -12,7 +12,8 @@
 //
 //   grid     a thread block for a tile of tokens x outputs (kBlockTiles); tiles of outputs first, so
 //            that the weight stays in L2 while x goes by once. The outputs are a block row, or part
-//            of one: 128, 64, 32 or 16 with 128 tokens; 16 with 16 tokens
+//            of one: 128, 64, 32 or 16 with 128 tokens; 16 with 16 tokens. Small problems halve the
+//            outputs of a tile, down to 32, while there are fewer tiles than processors
 //   block    cp.async pipeline of 3 or 4 stages: x of the tokens, gathered at col_idx * bk, and rows
 //            of the block; a thread copies the same 16 bytes of each step for several rows, and
 //            reads the index of the step after

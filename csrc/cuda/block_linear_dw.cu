@@ -55,6 +55,7 @@ struct GradGeometry {
   static constexpr int kCopiesBytes = kParts * kPipelineBytes, kSumsBytes = kParts * Sums::kBytes;
   static constexpr int kSharedBytes = kCopiesBytes > kSumsBytes ? kCopiesBytes : kSumsBytes;
   static_assert(kNTiles % 2 == 0, "a b fragment is 16 inputs wide");
+  static_assert(kSharedBytes <= kLeastSharedBytes, "a thread block fits every device");
   static_assert(kParts == 1 || kWarps == 1, "a pipeline is a warp or the whole thread block");
 };
 

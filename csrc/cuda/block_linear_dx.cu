@@ -9,7 +9,7 @@
 //                             summed dimension: position = block * bn + row
 //
 // The kernel of block_linear.cu with inputs and outputs exchanged: a thread block computes 128
-// tokens x 128, 64, 32 or 16 columns of dX. A step is 64 rows of blocks (f32: 32), which lie down in
+// tokens x 128, 64, 32 or 16 columns of dX (fewer where the problem is small, as there). A step is 64 rows of blocks (f32: 32), which lie down in
 // shared memory and turn on the way to registers: ldmatrix.trans; f32 is read word by word. Rows
 // that a thread copies belong to one block, so it reads one index a step, a step ahead.
 //

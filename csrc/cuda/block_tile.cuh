@@ -19,7 +19,8 @@
 namespace evoprune::cuda {
 
 inline constexpr int kStepBytes = 128;
-inline constexpr int kMmaSteps = 4;  // of 32 bytes
+inline constexpr int kLeastSharedBytes = 99 * 1024;  // that a thread block may have: sm_86, sm_89
+inline constexpr int kMmaSteps = 4;                  // of 32 bytes
 template <typename T>
 inline constexpr int kStep = kStepBytes / static_cast<int>(sizeof(T));
 template <typename T>

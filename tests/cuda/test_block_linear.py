@@ -11,10 +11,24 @@ from evoprune_kernels.formats.block import blocks_of, rows_of
 from evoprune_kernels.ops.block_linear.backward import transpose_index
 from evoprune_kernels.ops.block_pack.cases import block_mask
 from tests.ops.test_block_linear import ACTIVATE
+from tests.simulated import Gpu
 from tests.tolerance import assert_accurate
 
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+#: cudaDevAttrMultiProcessorCount
+PROCESSORS = 16
 EDGES = (16, 32, 64, 128)
+
+
+@pytest.fixture(autouse=True)
+def one_processor(gpu):
+    """The simulated GPU has one processor here, so that the widest tile is taken for small problems too."""
+    if not isinstance(gpu, Gpu):
+        yield
+        return
+    kept, gpu.attributes[PROCESSORS] = gpu.attributes[PROCESSORS], 1
+    yield
+    gpu.attributes[PROCESSORS] = kept
 
 
 def rounded(t):
@@ -125,6 +139,18 @@ def test_backward(gpu, tokens, shape, block, dtype):
     dw = run_dw(gpu, grad, x, packed)
     check_dw(dw, grad, x, packed)
     BlockWeight(dw, packed.row_ptr, packed.col_idx, shape).validate()  # its padding is 0
+
+
+def test_tiles(gpu):
+    """As many outputs as the block has, fewer where that leaves processors idle, 16 for few tokens."""
+    chosen = []
+    for tokens, processors in ((17, 1), (17, 2), (17, 3), (17, 108), (16, 1)):
+        gpu.attributes[PROCESSORS] = processors
+        x, packed = inputs(tokens, (128, 16), (128, 16), F16, density=1.0)
+        check_forward(run(gpu, x, packed), x, packed, None)
+        name = gpu.launches[0][0]
+        chosen.append(int(name[name.index("Li") + 2]))
+    assert chosen == [4, 3, 2, 2, 0]
 
 
 def test_two_runs_are_equal(gpu):
