@@ -15,8 +15,9 @@
 // top row down; then columns in a tree, neighbours first ((c0 + c1) + (c2 + c3)) ..., within pieces
 // of 1024 columns; then pieces from left to right. All in fp64: two equal blocks have equal sums.
 //
-// Bound by memory: scores read once, mask written once, and 8 + 7 * 8 + 2 bytes a block. Blocks of
-// few rows and many columns of few blocks have few thread blocks and do not reach that bound.
+// Bound by memory: scores read once, mask written once, and 8 + 7 * 8 + 2 bytes a block. With bn = 1
+// the tree's instructions bound it (about 80 a score, 8 with bn = 16); a matrix of few, large blocks
+// has too few thread blocks to reach either bound.
 // Ties: the lowest block wins, row by row. A block that holds a NaN ranks below every other.
 // Source: Narang et al., "Block-Sparse Recurrent Neural Networks", 2017.
 #include "cuda/radix_select.cuh"
