@@ -163,7 +163,9 @@ def _count_bits(i, run, here):
         if i.opcode[0] == "clz":
             return width - v.bit_length()
         if i.opcode[0] == "bfind":
-            return v.bit_length() - 1 if v else 0xFFFFFFFF
+            if not v:
+                return 0xFFFFFFFF
+            return width - v.bit_length() if "shiftamt" in i.opcode else v.bit_length() - 1
         return int(format(v, f"0{width}b")[::-1], 2)
 
     def step(active, group):

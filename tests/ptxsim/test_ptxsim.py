@@ -43,6 +43,27 @@ def test_reduction_with_divergence_shuffles_and_atomics(tmp_path):
     np.testing.assert_allclose(out.array[0], x.array.sum(dtype=np.float64), rtol=1e-5, atol=1e-4)
 
 
+def test_counting_bits(tmp_path):
+    module = build(
+        tmp_path,
+        """
+    extern "C" __global__ void k(const unsigned* x, int* out) {
+        unsigned v = x[threadIdx.x];
+        int* to = out + 4 * threadIdx.x;
+        to[0] = __ffs(v); to[1] = __clz(v); to[2] = __popc(v); to[3] = __brev(v);
+    }""",
+    )
+    device, values = Device(), [0, 1, 2, 0x50, 0x80000000, 0xFFFFFFFF]
+    x = device.upload(np.array(values, np.uint32))
+    out = device.empty(4 * len(values), np.int32)
+    device.launch(module, "k", 1, len(values), [x, out])
+    expected = [
+        [(v & -v).bit_length(), 32 - v.bit_length(), v.bit_count(), int(f"{v:032b}"[::-1], 2)]
+        for v in values
+    ]
+    assert out.array.view(np.uint32).reshape(-1, 4).tolist() == expected
+
+
 @pytest.mark.parametrize(
     "bad, fault",
     [
