@@ -34,6 +34,13 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
   return v;
 }
 
+// 16 aligned bytes.
+__device__ __forceinline__ void store_global16(void* p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
 // ---- asynchronous copies to shared memory, sm_80 ----
 // 16 bytes past L1; with bytes = 0 the destination is filled with zeros and nothing is read.
 __device__ __forceinline__ void cp_async16(uint32_t shared, const void* global, int bytes = 16) {
