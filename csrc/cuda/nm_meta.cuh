@@ -28,28 +28,31 @@ struct MetaTile {
 
   uint32_t words[kRows * kWords];
 
-  static __device__ __forceinline__ int place(int row, int word) {
-    const int swizzle = (row >> 1 & 3) << 1 | (row >> 3 & 1) << 3 | (row >> 4 & 1);
+  static __device__ __forceinline__ unsigned place(unsigned row, unsigned word) {
+    const unsigned swizzle = (row >> 1 & 3) << 1 | (row >> 3 & 1) << 3 | (row >> 4 & 1);
     return row * kWords + (word ^ swizzle);
   }
-  __device__ __forceinline__ uint32_t word(int row, int w) const { return words[place(row, w)]; }
+  __device__ __forceinline__ uint32_t word(unsigned row, unsigned w) const {
+    return words[place(row, w)];
+  }
 
   // The bytes of type U (1, 2 or 4) from byte `byte` of a row on.
   template <typename U>
-  __device__ __forceinline__ void set(int row, int byte, U bits) {
+  __device__ __forceinline__ void set(unsigned row, unsigned byte, U bits) {
     reinterpret_cast<U*>(&words[place(row, byte / 4)])[byte % 4 / sizeof(U)] = bits;
   }
 
   // Writes the 512 bytes of tile `tile` (columns 64 tile .. + 63), 16 a lane.
-  __device__ __forceinline__ void store(int tile, int lane, bool eight_bit, uint32_t* out) const {
-    const int g = lane / 4, t = lane % 4;
+  __device__ __forceinline__ void store(unsigned tile, unsigned lane, bool eight_bit,
+                                        uint32_t* out) const {
+    const unsigned g = lane / 4, t = lane % 4;
     uint32_t w[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (unsigned i = 0; i < 4; ++i) {
       if (eight_bit) {
         w[i] = word(16 * i + g + 8 * (t % 2), 2 * tile + t / 2);
       } else {
-        const int row = 16 * (2 * (i % 2) + t / 2) + g, from = 2 * tile + i / 2;
+        const unsigned row = 16 * (2 * (i % 2) + t / 2) + g, from = 2 * tile + i / 2;
         w[i] = __byte_perm(word(row, from), word(row + 8, from), t % 2 == 0 ? 0x5410 : 0x7632);
       }
     }

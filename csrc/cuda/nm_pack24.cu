@@ -17,7 +17,9 @@
 // Rows and columns of padding (to 64) run along as groups that keep nothing.
 //
 // Bound by memory: weight and scores (or mask) are read once, the outputs written once. At 4 bytes
-// an element of each and both layouts, 12.25 bytes move for a weight.
+// an element of each and both layouts, 12.25 bytes move for a weight; at 2 bytes 6.25, with about 27
+// PTX instructions: a processor that issues 4 warps a cycle could move 30 bytes a cycle, its share of
+// the memory's rate is 10 to 15 on A100 and H100 (calculated, not measured).
 // Exact. -0.0 becomes +0.0; any other bits are kept as they are. Ties: the lowest index wins, NaN
 // ranks below every number (select/nm.h). A mask that keeps more than 2 of a group is reported.
 // Source: "PTX ISA", 9.7.14.6; Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural
@@ -37,23 +39,21 @@ constexpr unsigned kAllLanes = 0xffffffff;
 
 // Where the piece of a lane begins.
 struct Piece {
-  int64_t row, column;
-  int lane;
-  bool inside;
-
-  __device__ __forceinline__ int64_t at(int64_t columns) const { return row * columns + column; }
+  int64_t column, at;  // at: from the start of the matrix
+  unsigned lane;
+  bool row_inside, inside;
 };
 
 // ---- what a lane keeps of its piece: load, then bits, kGroups x 4 of them ----
 
 template <int kGroups>
 struct KeptByMask {
+  static constexpr bool kMayLack = true;
   uint32_t raw[kGroups];
 
   __device__ __forceinline__ void load(const NmPackArgs& args, const Piece& piece) {
     Vector<uint32_t, kGroups> v{};
-    if (piece.inside)
-      v = *reinterpret_cast<const Vector<uint32_t, kGroups>*>(args.mask + piece.at(args.columns));
+    if (piece.inside) v = *reinterpret_cast<const Vector<uint32_t, kGroups>*>(args.mask + piece.at);
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) raw[g] = v.at[g];
   }
@@ -67,29 +67,24 @@ struct KeptByMask {
       const uint32_t four = (any & 0x01010101u) * 0x01020408u >> 24 & 15;
       const int count = __popc(four);
       if (count > 2)
-        atomicMin(args.fault, static_cast<Fault>(piece.at(args.columns) / 4 + g) * 64 +
-                                  static_cast<Fault>(count));
+        atomicMin(args.fault,
+                  (static_cast<Fault>(piece.at) / 4 + g) * 64 + static_cast<Fault>(count));
       kept |= four << (4 * g);
     }
     return kept;
   }
 };
 
-// The two best of four, as bits. Every pair is compared once: the order is strict and total.
+// The two best of four, as bits. Every pair is compared once: the order is strict and total. One is
+// kept where it wins at least two of its three comparisons.
 __device__ __forceinline__ uint32_t best_two(const float (&s)[4]) {
-  int above[4] = {};
-#pragma unroll
-  for (int i = 1; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < i; ++j) {
-      const bool first = select::ranks_above(s[j], j, s[i], i);
-      above[i] += first;
-      above[j] += !first;
-    }
-  uint32_t kept = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) kept |= static_cast<uint32_t>(above[i] < 2) << i;
-  return kept;
+  const auto first = [&](int i, int j) { return select::first_ranks_above(s[i], s[j]); };
+  const auto two_of = [](bool a, bool b, bool c) { return (a & b) | (c & (a | b)); };
+  const bool w01 = first(0, 1), w02 = first(0, 2), w03 = first(0, 3);
+  const bool w12 = first(1, 2), w13 = first(1, 3), w23 = first(2, 3);
+  const bool k0 = two_of(w01, w02, w03), k1 = two_of(!w01, w12, w13);
+  const bool k2 = two_of(!w02, !w12, w23), k3 = two_of(!w03, !w13, !w23);
+  return (k0 ? 1u : 0u) | (k1 ? 2u : 0u) | (k2 ? 4u : 0u) | (k3 ? 8u : 0u);
 }
 
 // The groups of 4 scores of type S in 8 or 16 bytes -> 4 bits each.
@@ -112,11 +107,11 @@ struct KeptByScores;
 
 template <typename S, int kGroups>
 struct KeptByScores<S, kGroups, 16> {
+  static constexpr bool kMayLack = false;
   uint4 raw;
 
   __device__ __forceinline__ void load(const NmPackArgs& args, const Piece& piece) {
-    if (piece.inside)
-      raw = ptx::load_once(static_cast<const S*>(args.scores) + piece.at(args.columns));
+    if (piece.inside) raw = ptx::load_once(static_cast<const S*>(args.scores) + piece.at);
   }
   __device__ __forceinline__ uint32_t bits(const NmPackArgs&, const Piece& piece) const {
     return piece.inside ? best_of<S>(raw) : 0;
@@ -125,12 +120,12 @@ struct KeptByScores<S, kGroups, 16> {
 
 template <typename S, int kGroups>
 struct KeptByScores<S, kGroups, 8> {
+  static constexpr bool kMayLack = false;
   uint2 raw;
 
   __device__ __forceinline__ void load(const NmPackArgs& args, const Piece& piece) {
     if (piece.inside)
-      raw = *reinterpret_cast<const uint2*>(static_cast<const S*>(args.scores) +
-                                            piece.at(args.columns));
+      raw = *reinterpret_cast<const uint2*>(static_cast<const S*>(args.scores) + piece.at);
   }
   __device__ __forceinline__ uint32_t bits(const NmPackArgs&, const Piece& piece) const {
     return piece.inside ? best_of<S>(raw) : 0;
@@ -141,18 +136,20 @@ struct KeptByScores<S, kGroups, 8> {
 // load is of whole sectors; its own, 2l and 2l + 1, come by shuffle.
 template <typename S, int kGroups>
 struct KeptByScores<S, kGroups, 32> {
+  static constexpr bool kMayLack = false;
   uint4 raw[2];
 
   static __device__ __forceinline__ Piece group(const NmPackArgs& args, const Piece& piece, int i) {
-    const int64_t column = piece.column + (32 * i - piece.lane) * 4;
-    return {piece.row, column, piece.lane, piece.row < args.rows && column < args.columns};
+    const int64_t right = 4 * (32 * i - static_cast<int>(piece.lane)),
+                  column = piece.column + right;
+    return {column, piece.at + right, piece.lane, piece.row_inside,
+            piece.row_inside && column < args.columns};
   }
   __device__ __forceinline__ void load(const NmPackArgs& args, const Piece& piece) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Piece own = group(args, piece, i);
-      if (own.inside)
-        raw[i] = ptx::load_once(static_cast<const S*>(args.scores) + own.at(args.columns));
+      if (own.inside) raw[i] = ptx::load_once(static_cast<const S*>(args.scores) + own.at);
     }
   }
   __device__ __forceinline__ uint32_t bits(const NmPackArgs& args, const Piece& piece) const {
@@ -162,42 +159,51 @@ struct KeptByScores<S, kGroups, 32> {
       if (group(args, piece, i).inside) ranked |= best_of<S>(raw[i]) << (4 * i);
     const uint32_t even = __shfl_sync(kAllLanes, ranked, 2 * piece.lane % 32);
     const uint32_t odd = __shfl_sync(kAllLanes, ranked, 2 * piece.lane % 32 + 1);
-    const int half = piece.lane / 16 * 4;
+    const unsigned half = piece.lane / 16 * 4;
     return (even >> half & 15) | (odd >> half & 15) << 4;
   }
 };
 
 // ---- a piece of weights and its kept bits -> 8 bytes of values, kGroups x 4 bits of indices ----
+// kMayLack: a group may keep fewer than 2, and then stores 0 in the places that fill it up. Scores
+// always keep 2; outside the matrix the weights are 0 already.
 struct Packed {
   uint32_t values[2], indices;
 };
 
+template <bool kMayLack>
 __device__ __forceinline__ Packed pack_piece(const uint4& w, uint32_t kept, uint32_t /*tag*/) {
   const uint32_t indices = nm24_indices(kept), first = indices & 3, second = indices >> 2;
-  const uint32_t x0 = kept & 1 ? w.x : 0, x1 = kept & 2 ? w.y : 0;
-  const uint32_t x2 = kept & 4 ? w.z : 0, x3 = kept & 8 ? w.w : 0;
+  const auto stored = [&](uint32_t i, uint32_t x) { return !kMayLack || kept >> i & 1 ? x : 0; };
+  const uint32_t x0 = stored(0, w.x), x1 = stored(1, w.y), x2 = stored(2, w.z), x3 = stored(3, w.w);
   const uint32_t a = first == 0 ? x0 : first == 1 ? x1 : x2;
   const uint32_t b = second == 1 ? x1 : second == 2 ? x2 : x3;
   return {{positive_zero(a), positive_zero(b)}, indices};
 }
 
+template <bool kMayLack>
 __device__ __forceinline__ uint32_t pack_four(uint32_t x01, uint32_t x23, uint32_t kept,
                                               uint32_t indices) {
-  x01 &= (kept & 1 ? 0xffffu : 0) | (kept & 2 ? 0xffff0000u : 0);
-  x23 &= (kept & 4 ? 0xffffu : 0) | (kept & 8 ? 0xffff0000u : 0);
+  if constexpr (kMayLack) {
+    x01 &= (kept & 1 ? 0xffffu : 0) | (kept & 2 ? 0xffff0000u : 0);
+    x23 &= (kept & 4 ? 0xffffu : 0) | (kept & 8 ? 0xffff0000u : 0);
+  }
+  // bytes 2i, 2i + 1, 2j, 2j + 1 of the eight
   const uint32_t bytes = 0x1010 + (indices & 3) * 0x22 + (indices >> 2) * 0x2200;
   return positive_zeros(__byte_perm(x01, x23, bytes));
 }
+template <bool kMayLack>
 __device__ __forceinline__ Packed pack_piece(const uint4& w, uint32_t kept, uint16_t /*tag*/) {
   const uint32_t low = nm24_indices(kept & 15), high = nm24_indices(kept >> 4);
-  return {{pack_four(w.x, w.y, kept & 15, low), pack_four(w.z, w.w, kept >> 4, high)},
+  return {{pack_four<kMayLack>(w.x, w.y, kept & 15, low),
+           pack_four<kMayLack>(w.z, w.w, kept >> 4, high)},
           low | high << 4};
 }
 
 // Of two pieces a lane, 32 pieces apart: an even lane gets its neighbour's half of the first, an odd
-// one of the second. 16 bytes of values and 2 kGroups x 4 bits of indices, in order.
+// one of the second. Gives 16 bytes of values and 2 kGroups x 4 bits of indices, in order.
 template <int kGroups>
-__device__ __forceinline__ Packed trade(const Packed (&p)[2], bool odd, uint4& values) {
+__device__ __forceinline__ uint32_t trade(const Packed (&p)[2], bool odd, uint4& values) {
   const Packed own = odd ? p[1] : p[0], other = odd ? p[0] : p[1];
   const uint32_t a = __shfl_xor_sync(kAllLanes, other.values[0], 1);
   const uint32_t b = __shfl_xor_sync(kAllLanes, other.values[1], 1);
@@ -205,7 +211,7 @@ __device__ __forceinline__ Packed trade(const Packed (&p)[2], bool odd, uint4& v
   const uint32_t v0 = own.values[0], v1 = own.values[1];
   values = odd ? make_uint4(a, b, v0, v1) : make_uint4(v0, v1, a, b);
   constexpr int kBits = 4 * kGroups;
-  return {{}, odd ? bits | own.indices << kBits : own.indices | bits << kBits};
+  return odd ? bits | own.indices << kBits : own.indices | bits << kBits;
 }
 
 template <typename Bits, typename Kept>
@@ -213,49 +219,51 @@ __global__ void __launch_bounds__(kWarps * 32) nm_pack24_kernel(NmPackArgs args)
   constexpr int kPiece = kPer16Bytes<Bits>, kGroups = kPiece / 4, kSpan = 64 * kPiece;
   using MetaBits = std::conditional_t<kGroups == 1, uint8_t, uint16_t>;
   __shared__ MetaTile tile;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const bool odd = lane % 2 == 1, cuda = args.cuda_meta != nullptr;
   const int64_t columns = args.columns, columns64 = nm_cuda_padded(columns);
-  const int64_t spans = (columns + kSpan - 1) / kSpan;
-  const int64_t rows_from = blockIdx.x / spans * MetaTile::kRows, from = blockIdx.x % spans * kSpan;
-  const int traded = (odd ? 32 : 0) + (lane & ~1);  // the pieces that this lane stores
+  const unsigned spans = static_cast<unsigned>((columns + kSpan - 1) / kSpan);
+  const int64_t rows_from = blockIdx.x / spans * int64_t{MetaTile::kRows};
+  const int64_t from = blockIdx.x % spans * int64_t{kSpan};
+  const unsigned traded = (odd ? 32 : 0) + (lane & ~1u);  // the pieces that this lane stores
   const int64_t stored = from + traded * kPiece;
 #pragma unroll 1
-  for (int i = 0; i < kRowsOfWarp; ++i) {
-    const int r = warp * kRowsOfWarp + i;
-    const int64_t row = rows_from + r;
+  for (unsigned i = 0; i < kRowsOfWarp; ++i) {
+    const unsigned r = warp * kRowsOfWarp + i;
+    const int64_t row = rows_from + r, row_at = row * columns;
+    const bool row_inside = row < args.rows;
     Piece piece[2];
     uint4 weight[2] = {};
     Kept kept[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t column = from + (32 * half + lane) * kPiece;
-      piece[half] = {row, column, lane, row < args.rows && column < columns};
+      piece[half] = {column, row_at + column, lane, row_inside, row_inside && column < columns};
       if (piece[half].inside)
-        weight[half] =
-            ptx::load_once(static_cast<const Bits*>(args.weight) + piece[half].at(columns));
+        weight[half] = ptx::load_once(static_cast<const Bits*>(args.weight) + piece[half].at);
       kept[half].load(args, piece[half]);
     }
     Packed packed[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      packed[half] = pack_piece(weight[half], kept[half].bits(args, piece[half]), Bits{});
+      packed[half] =
+          pack_piece<Kept::kMayLack>(weight[half], kept[half].bits(args, piece[half]), Bits{});
     uint4 values;
-    const auto bits = static_cast<MetaBits>(trade<kGroups>(packed, odd, values).indices);
-    if (row < args.rows && stored < columns) {
-      const int64_t at = row * columns + stored;
+    const auto bits = static_cast<MetaBits>(trade<kGroups>(packed, odd, values));
+    if (row_inside && stored < columns) {
+      const uint64_t at = static_cast<uint64_t>(row_at + stored);
       ptx::store_global16(static_cast<Bits*>(args.values) + at / 2, values);
       *reinterpret_cast<MetaBits*>(args.meta + at / 8) = bits;
     }
     if (cuda && stored < columns64) {
-      const int64_t at = row * columns64 + stored;
+      const uint64_t at = static_cast<uint64_t>(row * columns64 + stored);
       ptx::store_global16(static_cast<Bits*>(args.cuda_values) + at / 2, values);
       tile.set(r, traded * kPiece / 8, bits);
     }
   }
   if (!cuda) return;
   __syncthreads();
-  for (int t = warp; t < kSpan / kNmCudaTile; t += kWarps) {
+  for (unsigned t = warp; t < kSpan / kNmCudaTile; t += kWarps) {
     const int64_t across = from / kNmCudaTile + t, tiles = columns64 / kNmCudaTile;
     if (across >= tiles) return;
     const int64_t at = rows_from / kNmCudaTile * tiles + across;

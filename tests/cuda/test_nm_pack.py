@@ -175,6 +175,16 @@ def test_select_pack_takes_scores_of_any_dtype(gpu, dtype, scores):
     assert kernels(gpu) == ["pack", "prepare_cuda"]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_order_of_four_scores(gpu, dtype):
+    levels = torch.tensor([float("nan"), -float("inf"), -1.0, -0.0, 0.0, 1.0, float("inf")])
+    scores = torch.cartesian_prod(levels, levels, levels, levels).flatten()
+    scores = torch.cat([scores, torch.zeros(-scores.numel() % 256)]).view(-1, 256).to(dtype)
+    weight = torch.randn(scores.shape).to(dtype)
+    expected = nm_select_pack_reference(weight, scores, 2, 4)
+    assert all_same_bits(gpu.call("nm_select_pack", weight, scores, 2, 4), expected)
+
+
 @pytest.mark.parametrize(
     "dtype, scores, columns",
     [
