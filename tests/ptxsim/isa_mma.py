@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from .dispatch import op
-from .isa_warp import whole_warps
+from .isa_warp import ALL, warp_sync, whole_warps
 from .syntax import SIZES, Vec
 from .values import NP, Unsupported, bf16_to_f32, destination, source
 
@@ -174,4 +174,4 @@ def _mma(i, run, here):
         for put, words in zip(puts, _results(total, d_type), strict=True):
             put(active, words)
 
-    return step
+    return warp_sync(step, ALL, run, here)

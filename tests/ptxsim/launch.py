@@ -40,7 +40,7 @@ class Launch:
         self.warps_per_block = -(-threads // 32)
         self.warp_of = self.block_of * self.warps_per_block + self.thread_of // 32
         self.lane_in_warp = (self.thread_of % 32).astype(np.uint32)
-        self.warp_size_of = np.bincount(self.warp_of)
+        self.warps = self.warps_per_block * blocks
         self.special = self._special_registers()
         self.registers = {
             r.name: np.zeros(n, bool if r.size == 1 else f"u{r.size}")

@@ -34,6 +34,9 @@ class Races:
         """Where an entry is of somebody else, and nothing orders it before `mine`."""
         raise NotImplementedError
 
+    def order(self, lanes: np.ndarray) -> None:
+        """`lanes` are about to do an atomic access."""
+
     def read(self, offsets, lanes, size) -> None:
         mine = self.mine(lanes)[:, None]
         self._check(offsets, size, mine, (self.writes, self.atoms), "read")
