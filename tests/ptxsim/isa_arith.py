@@ -24,8 +24,8 @@ def elementwise(instr, run, type_, function, arity, out_type=None):
 
 
 def _float_modifiers(opcode, function):
-    """Wrap for .sat (clamp to [0, 1]) and .relu; directed rounding is refused."""
-    if any(part in ("rz", "rm", "rp") for part in opcode):
+    """Wrap for .sat (clamp to [0, 1]) and .relu; directed rounding is known for fma.f32 alone."""
+    if any(part in ("rz", "rm", "rp") for part in opcode) and opcode[0] != "fma":
         raise Unsupported(".".join(opcode))
     if "sat" in opcode:
         return lambda *a: np.clip(function(*a), 0, 1)
@@ -81,6 +81,20 @@ def packed(function, type_):
 _EXACT = {"add", "sub", "mul", "min", "max", "abs", "neg", "sqrt", "div"}
 
 
+def _rounded(exact, nearest, opcode):
+    """`nearest`, or the neighbour that .rm (down), .rp (up) or .rz (to zero) asks for."""
+    for part in opcode:
+        if part in ("rm", "rp", "rz"):
+            to = {"rm": -np.inf, "rp": np.inf, "rz": 0}[part]
+            beyond = {
+                "rm": nearest > exact,
+                "rp": nearest < exact,
+                "rz": np.abs(nearest) > np.abs(exact),
+            }[part]
+            return np.where(beyond, np.nextafter(nearest, nearest.dtype.type(to)), nearest)
+    return nearest
+
+
 def _arith(instr, run, function, arity):
     type_ = type_of(instr.opcode)
     if type_[0] in "su":
@@ -97,7 +111,9 @@ def _arith(instr, run, function, arity):
 
         def wide(*a):
             value = np.asarray(function(*(np.asarray(v, np.float64) for v in a)))
-            return _round_to_odd(value) if type_ == "bf16" else value.astype(dtype)
+            if type_ == "bf16":
+                return _round_to_odd(value)
+            return _rounded(value, value.astype(dtype), instr.opcode)
 
         return elementwise(instr, run, type_, wide, arity)
     return elementwise(instr, run, type_, function, arity)
