@@ -43,7 +43,7 @@ struct NmWarp {
     at.a = swizzled<Tile::kARow>(64 * row + matrix % 2 * 8 + r, 4 * part + matrix / 2);
     at.b = Tile::kB + swizzled<Tile::kBRow>(kTokens * token + r, 8 * part + matrix);
     at.meta = Tile::kMeta + ((row * kParts + part) * kMetaTiles * 32 + lane) * 16;
-    return at;
+    return {ptx::kept(at.a), ptx::kept(at.b), ptx::kept(at.meta)};
   }
 };
 

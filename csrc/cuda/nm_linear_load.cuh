@@ -78,8 +78,8 @@ class NmLoader {
       : work_(work), row_(place.row), token_(place.token), stage_(place.first_stage) {
     const int64_t columns64 = nm_cuda_padded(work.columns), rows64 = nm_cuda_padded(work.rows);
     const int64_t k = place.first_stage * Tile::kColumns;
-    to_a_ = swizzled<Tile::kARow>(a_row(), a_chunk());
-    to_b_ = Tile::kB + swizzled<Tile::kBRow>(b_row(), b_chunk());
+    to_a_ = ptx::kept(swizzled<Tile::kARow>(a_row(), a_chunk()));
+    to_b_ = ptx::kept(Tile::kB + swizzled<Tile::kBRow>(b_row(), b_chunk()));
     const int64_t a_stride = columns64 / 2 * Tile::kBytes, b_stride = work.x_stride * Tile::kBytes;
     a_ = static_cast<const char*>(work.values) + (place.row + a_row()) * a_stride +
          k / 2 * Tile::kBytes + a_chunk() * 16;

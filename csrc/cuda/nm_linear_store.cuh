@@ -19,7 +19,9 @@
 
 #include "core/nm_cuda_layout.h"
 #include "cuda/epilogue.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/tile.cuh"
+#include "cuda/types.cuh"
 
 namespace evoprune::cuda {
 
@@ -104,14 +106,22 @@ __device__ __forceinline__ uint32_t pack2(float a, float b, __nv_bfloat16) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+// The bits of four sums or outputs.
+template <typename V>
+__device__ __forceinline__ uint4 words4(const V* v) {
+  static_assert(sizeof(V) == 4, "words");
+  const auto* w = reinterpret_cast<const uint32_t*>(v);
+  return {w[0], w[1], w[2], w[3]};
+}
+
 template <typename Y>
 __device__ __forceinline__ void store8(Y* y, const float (&z)[8]) {
   if constexpr (sizeof(Y) == 4) {
-    reinterpret_cast<float4*>(y)[0] = {z[0], z[1], z[2], z[3]};
-    reinterpret_cast<float4*>(y)[1] = {z[4], z[5], z[6], z[7]};
+    ptx::store_global16(y, words4(z));
+    ptx::store_global16(y + 4, words4(z + 4));
   } else {
-    *reinterpret_cast<uint4*>(y) = {pack2(z[0], z[1], Y{}), pack2(z[2], z[3], Y{}),
-                                    pack2(z[4], z[5], Y{}), pack2(z[6], z[7], Y{})};
+    ptx::store_global16(y, {pack2(z[0], z[1], Y{}), pack2(z[2], z[3], Y{}), pack2(z[4], z[5], Y{}),
+                            pack2(z[6], z[7], Y{})});
   }
 }
 
@@ -177,12 +187,12 @@ __device__ __forceinline__ void store_part(const Sum* region, int part_words,
                place.row + 4 * c;
 #pragma unroll 1
   for (int i = lane / 8; i < place.count && place.token + i < out.tokens; i += 4) {
-    Sums4<Sum> low, high;
+    Sum low[4], high[4];
     const int word = (place.first + i) * kStagedToken + 4 * c;
-    staged<kParts, 4>(low.at, region, word, part_words);
-    staged<kParts, 4>(high.at, region, word + kStagedOdd, part_words);
-    *reinterpret_cast<Sums4<Sum>*>(parts + i * rows64) = low;
-    *reinterpret_cast<Sums4<Sum>*>(parts + i * rows64 + 32) = high;
+    staged<kParts, 4>(low, region, word, part_words);
+    staged<kParts, 4>(high, region, word + kStagedOdd, part_words);
+    ptx::store_global16(parts + i * rows64, words4(low));
+    ptx::store_global16(parts + i * rows64 + 32, words4(high));
   }
 }
 

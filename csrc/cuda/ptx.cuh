@@ -24,6 +24,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// ---- registers ----
+// No instruction: a value that stays in its register, because the compiler cannot compute it anew.
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- global memory, sm_70 ----
 // 16 bytes that no thread of the grid writes, kept out of L1: data that is read once.
 __device__ __forceinline__ uint4 load_once(const void* p) {
@@ -32,6 +39,13 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
+}
+
+// 16 aligned bytes.
+__device__ __forceinline__ void store_global16(void* p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
 }
 
 // ---- asynchronous copies to shared memory, sm_80 ----
