@@ -122,7 +122,8 @@ class BadMetadata(ValueError):
 def check_metadata(meta: np.ndarray, selector: int, columns: int, type_: str) -> None:
     """Both indices of every group of four must increase; the nibble that does not is named.
 
-    `mma.sp::ordered_metadata` demands it; plain `mma.sp` has undefined speed or results without.
+    `mma.sp::ordered_metadata` demands it; plain `mma.sp` is held to it too, so that a kernel can
+    change from one to the other.
     """
     for lane, _, _, shift, count in _metadata_places(selector, columns, type_):
         word = meta[:, lane::4] >> np.uint32(shift)

@@ -84,8 +84,11 @@ class Device:
         if isinstance(module, str):
             module = parse(module)
         run = Run(self, module, module.kernels[name], dim3(grid), dim3(block), args, shared)
-        run.execute(max_steps)
-        return run.counts
+        try:
+            run.execute(max_steps)
+            return run.counts
+        finally:
+            run.release()
 
 
 class Run(Launch):
@@ -109,7 +112,7 @@ class Run(Launch):
         self.warp_races = WarpRaces(self) if device.racecheck else None
         several = device.global_racecheck and self.blocks > 1
         self.block_races = BlockRaces(self) if several else None
-        self.program = [compile_instr(instr, self) for instr in kernel.code]
+        self.program: list = [None] * len(kernel.code)  # compiled when first executed
 
     def execute(self, max_steps: int) -> None:
         """Run until every lane has exited."""
@@ -128,6 +131,10 @@ class Run(Launch):
             raise ExecutionError(f"deadlock: threads wait at a barrier that others left: {where}")
         if self.device.stats:
             self.counting.finish()
+
+    def release(self) -> None:
+        """Drop the arrays now: the compiled steps refer to the run, and a cycle would keep them."""
+        vars(self).clear()
 
     def _lanes(self, mask: np.ndarray) -> np.ndarray:
         return self.every if mask.all() else np.flatnonzero(mask)
@@ -196,7 +203,10 @@ class Run(Launch):
             if not active.size and instr.opcode[0] != "bra":
                 return None
         try:
-            moved = self.program[pc](active, group)
+            step = self.program[pc]
+            if step is None:
+                step = self.program[pc] = compile_instr(instr, self)
+            moved = step(active, group)
         except FAULTS as fault:
             raise type(fault)(
                 f"{fault}\n  in {self.kernel.name}, PTX line {instr.line}: {instr.text}"
