@@ -1,8 +1,7 @@
 // evoprune::nm_linear on CUDA: checks, allocation, and which of the two kernels runs.
 #include "cuda/nm_linear.h"
 
-#include "core/nm_cuda_layout.h"
-#include "ops_cuda/linear.h"
+#include "ops_cuda/nm.h"
 
 namespace evoprune::binding_cuda {
 
@@ -18,17 +17,6 @@ DType stored_dtype(const Tensor& values, const std::optional<Tensor>& scale, DTy
   STD_TORCH_CHECK(stored == x, "values has dtype ",
                   torch::headeronly::toString(values.scalar_type()), ", x another");
   return stored;
-}
-
-void check_packed(const Tensor& values, const Tensor& meta, int64_t rows, int64_t columns) {
-  const int64_t rows64 = nm_cuda_padded(rows), columns64 = nm_cuda_padded(columns);
-  check_size(values, 0, rows64, "values.size(0)");
-  check_size(values, 1, columns64 / 2, "values.size(1)");
-  check_contiguous(values, "values");
-  check_dtype(meta, ScalarType::Int, "meta");
-  STD_TORCH_CHECK(meta.numel() == rows64 * columns64 / 32, "expected meta of ",
-                  rows64 * columns64 / 32, " words, got ", meta.numel());
-  check_contiguous(meta, "meta");
 }
 
 }  // namespace
