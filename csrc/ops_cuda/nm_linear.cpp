@@ -48,6 +48,8 @@ Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bia
   const int64_t tokens = count_tokens(x);
   Tensor y = new_output(x, out_features);
   if (y.numel() == 0) return y;
+  values = aligned(values);
+  meta = aligned(meta);
   const cuda::NmLinearArgs args{input(x),
                                 input(values),
                                 input<uint32_t>(meta),
