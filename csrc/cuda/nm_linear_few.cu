@@ -12,14 +12,8 @@
 //     half    t % 2, for int8 t / 2                 (lane = 4 g + t)
 //     row a   16 (2 (a / 2) + t / 2) + g + 8 (a % 2), for int8 16 a + g + 8 (t % 2)
 //
-//   x in shared memory, kChunk columns at a time: columns x tokens, so that the index of a value is
-//   an address and one load gives x of a whole vector of tokens (up to 16 bytes):
-//
-//     plane 0   column 0: tokens 0 .. V-1 | column 1: .. | ..        plane 1: tokens V .. 2V-1
-//     slot of column c in its plane   c ^ 4 (c / kRun % 2)
-//
-//   The lanes of a quad read from two runs of columns; the exclusive or puts these into different
-//   banks, so that no load of x has a conflict, whatever the indices are.
+//   x in shared memory, kChunk columns at a time, as in few_tokens.cuh. The lanes of a quad read from
+//   two runs of columns; no load of x has a bank conflict, whatever the indices are.
 //
 // Block: 64 rows (32 where that leaves multiprocessors idle) and up to kTokens tokens. Warp w takes
 // the tiles w, w + warps, .. along K; the pieces of its next tile are on their way while it
@@ -35,6 +29,7 @@
 // Source: "PTX ISA", 9.7.14.6, for the order of meta; the way through it is this package's own.
 #include "core/nm_cuda_layout.h"
 #include "cuda/epilogue.cuh"
+#include "cuda/few_tokens.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/nm_linear.h"
 #include "cuda/ptx.cuh"
@@ -71,15 +66,9 @@ struct Part {
 };
 
 template <typename T, typename S, int kTokensOfBlock>
-struct Config {
-  static constexpr int kTokens = kTokensOfBlock;
-  static constexpr int kMost = 16 / static_cast<int>(sizeof(T));
-  static constexpr int kVector = kTokens < kMost ? kTokens : kMost;    // tokens of a plane
-  static constexpr int kSlot = kVector * static_cast<int>(sizeof(T));  // bytes of a column in it
-  static constexpr int kPlanes = kTokens / kVector;
-  static constexpr int kChunk = kChunkBytes / (kSlot * kPlanes);  // columns
-  static constexpr int kPlane = kChunk * kSlot;                   // bytes
-  static constexpr int kRun = 32 / static_cast<int>(sizeof(S));   // columns of a piece
+struct Config : Tokens<T, kTokensOfBlock, kChunkBytes> {
+  using Tokens<T, kTokensOfBlock, kChunkBytes>::kTokens;
+  static constexpr int kRun = 32 / static_cast<int>(sizeof(S));  // columns of a piece
   static constexpr int kSteps = kTile / (2 * kRun);
   // steps whose pieces are in registers: as many as fit beside 4 kTokens sums
   static constexpr int kHeld = kSteps == 1 || kTokens == 16 ? 1 : 2;
@@ -88,71 +77,7 @@ struct Config {
   static __device__ __forceinline__ int row_of(int a) {
     return kBytes ? 16 * a : a / 2 * 32 + a % 2 * 8;
   }
-  static_assert(kTokens % kVector == 0 && kChunk % kTile == 0);
 };
-
-// ---- x ----
-// Columns [first, first + count) of the block's tokens into shared memory; count is a multiple of
-// 64, what lies beyond K or the last token is 0. A thread takes two neighbouring columns.
-template <typename T, typename C>
-__device__ __forceinline__ void stage(char* shared, const NmLinearArgs& args, const Part& part,
-                                      int64_t first, int count) {
-  using Slot = Vector<T, C::kVector>;
-  const T* x = static_cast<const T*>(args.x);
-  const bool wide = args.columns % 2 == 0 && reinterpret_cast<uintptr_t>(x) % (2 * sizeof(T)) == 0;
-#pragma unroll 1
-  for (int plane = 0; plane < C::kPlanes; ++plane) {
-    const int more = part.tokens - plane * C::kVector;
-    const T* rows = x + (part.token + plane * C::kVector) * args.columns + first;
-#pragma unroll(C::kVector == 1 ? 4 : 1)
-    for (int c = 2 * static_cast<int>(threadIdx.x); c < count; c += 2 * blockDim.x) {
-      const int64_t left = args.columns - first - c;
-      const T* from = rows + c;
-      Slot pair[2];
-#pragma unroll
-      for (int v = 0; v < C::kVector; ++v, from += args.columns) {
-        Vector<T, 2> read{{from_float<T>(0.0f), from_float<T>(0.0f)}};
-        if (v < more && left > 0) {
-          if (wide) {
-            read = *reinterpret_cast<const Vector<T, 2>*>(from);
-          } else {
-            read.at[0] = from[0];
-            if (left > 1) read.at[1] = from[1];
-          }
-        }
-        pair[0].at[v] = read.at[0];
-        pair[1].at[v] = read.at[1];
-      }
-      const int slot = c ^ (c / C::kRun % 2 * 4);
-      Slot* to = reinterpret_cast<Slot*>(shared + plane * C::kPlane) + slot;
-      if constexpr (C::kSlot == 16) {
-        // lanes 0 .. 3 and 4 .. 7 store their two in turns: neighbours are 32 bytes apart
-        const bool second = threadIdx.x / 4 % 2 != 0;
-        to[second] = second ? pair[1] : pair[0];
-        to[!second] = second ? pair[0] : pair[1];
-      } else {
-        *reinterpret_cast<Vector<Slot, 2>*>(to) = {{pair[0], pair[1]}};
-      }
-    }
-  }
-}
-
-// ---- the weight ----
-__device__ __forceinline__ float stored(const uint32_t (&w)[4], int i, float /*tag*/) {
-  return __uint_as_float(w[i]);
-}
-__device__ __forceinline__ float stored(const uint32_t (&w)[4], int i, __nv_bfloat16 /*tag*/) {
-  return __uint_as_float(i % 2 ? w[i / 2] & 0xffff0000u : w[i / 2] << 16);
-}
-__device__ __forceinline__ float stored(const uint32_t (&w)[4], int i, __half /*tag*/) {
-  return to_float(__ushort_as_half(static_cast<unsigned short>(w[i / 2] >> (i % 2 * 16))));
-}
-// Without a conversion, which has a quarter of the rate: 2^23 + byte is a float with the byte as its
-// lowest bits.
-__device__ __forceinline__ float stored(const uint32_t (&w)[4], int i, int8_t /*tag*/) {
-  const uint32_t biased = w[i / 4] ^ 0x80808080u;
-  return __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7440u + i % 4)) - 8388736.0f;
-}
 
 // What a lane needs to find its part of a tile.
 template <typename S, typename C>
@@ -278,7 +203,8 @@ __global__ void __launch_bounds__(32 * few::kMaxWarps)
   for (int64_t begin = 0; begin < tiles; begin += stride) {
     const int count = static_cast<int>(tiles - begin < stride ? tiles - begin : stride);
     if (begin != 0) __syncthreads();
-    few::stage<T, C>(shared, args, part, begin * few::kTile, count * few::kTile);
+    few::stage<T, C, C::kRun>(shared, static_cast<const T*>(args.x), args.columns, part.token,
+                              part.tokens, begin * few::kTile, count * few::kTile);
     __syncthreads();
     for (int local = warp; local < count; local += warps) {
       const int64_t tile = begin + local, next = tile + warps;
@@ -328,29 +254,17 @@ void run(const NmLinearArgs& args, const DeviceLimits& limits, cudaStream_t stre
          x > sums ? x : sums, stream, args, plan);
 }
 
-template <typename T, typename S>
-void run_tokens(const NmLinearArgs& args, const DeviceLimits& limits, cudaStream_t stream) {
-  if (args.tokens == 1) return run<T, S, 1>(args, limits, stream);
-  if (args.tokens <= 4) return run<T, S, 4>(args, limits, stream);
-  if constexpr (sizeof(T) == 2)
-    if (args.tokens > 8) return run<T, S, kFewTokens>(args, limits, stream);
-  run<T, S, 8>(args, limits, stream);
-}
-
-template <typename T>
-void run_stored(const NmLinearArgs& args, const DeviceLimits& limits, cudaStream_t stream) {
-  args.stored == DType::i8 ? run_tokens<T, int8_t>(args, limits, stream)
-                           : run_tokens<T, T>(args, limits, stream);
-}
-
 }  // namespace few
 
 void nm_linear_few(const NmLinearArgs& args, const DeviceLimits& limits, cudaStream_t stream) {
   if (args.rows == 0 || args.tokens == 0) return;
-  const auto run = args.dtype == DType::f32   ? few::run_stored<float>
-                   : args.dtype == DType::f16 ? few::run_stored<__half>
-                                              : few::run_stored<__nv_bfloat16>;
-  run(args, limits, stream);
+  few::with_types(args.dtype, args.stored, [&](auto x, auto value) {
+    using T = decltype(x);
+    using S = decltype(value);
+    few::with_tokens<T>(args.tokens, [&](auto tokens) {
+      few::run<T, S, decltype(tokens)::value>(args, limits, stream);
+    });
+  });
 }
 
 }  // namespace evoprune::cuda
