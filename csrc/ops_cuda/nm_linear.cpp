@@ -8,18 +8,6 @@ namespace evoprune::binding_cuda {
 
 namespace {
 
-DType stored_dtype(const Tensor& values, const std::optional<Tensor>& scale, DType x) {
-  const bool eight_bit = values.scalar_type() == ScalarType::Char;
-  STD_TORCH_CHECK(scale.has_value() == eight_bit,
-                  "expected a scale for values of int8 and for no others, got values of ",
-                  torch::headeronly::toString(values.scalar_type()));
-  if (eight_bit) return DType::i8;
-  const DType stored = kernel_dtype(values, "values");
-  STD_TORCH_CHECK(stored == x, "values has dtype ",
-                  torch::headeronly::toString(values.scalar_type()), ", x another");
-  return stored;
-}
-
 void check_packed(const Tensor& values, const Tensor& meta, int64_t rows, int64_t columns) {
   const int64_t rows64 = nm_cuda_padded(rows), columns64 = nm_cuda_padded(columns);
   check_size(values, 0, rows64, "values.size(0)");
