@@ -17,6 +17,7 @@ from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
 from evoprune_kernels.ops.select_topk import select_topk
 from evoprune_kernels.ops.sgd_step import sgd_step_
+from evoprune_kernels.ops.topk_channels import topk_channels
 from evoprune_kernels.ops.w8a8_linear import w8a8_linear
 from evoprune_kernels.ops.w8a8_prepare import w8a8_picks, w8a8_prepare
 
@@ -45,6 +46,7 @@ __all__ = [
     "select_nm",
     "select_topk",
     "sgd_step_",
+    "topk_channels",
     "w8a8_linear",
     "w8a8_picks",
     "w8a8_prepare",
