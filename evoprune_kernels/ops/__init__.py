@@ -9,6 +9,7 @@ from evoprune_kernels.ops.bitmask_prepare import bitmask_prepare
 from evoprune_kernels.ops.block_linear import block_linear
 from evoprune_kernels.ops.block_pack import block_pack, block_unpack
 from evoprune_kernels.ops.block_prepare import block_prepare
+from evoprune_kernels.ops.channel_gate import channel_gate
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
@@ -36,6 +37,7 @@ __all__ = [
     "block_pack",
     "block_prepare",
     "block_unpack",
+    "channel_gate",
     "linear",
     "nm_linear",
     "nm_pack",
