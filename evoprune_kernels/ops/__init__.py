@@ -13,6 +13,7 @@ from evoprune_kernels.ops.channel_gate import channel_gate
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
+from evoprune_kernels.ops.nm_prepare_cuda import nm_prepare_cuda
 from evoprune_kernels.ops.prepare import linear, prepare
 from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
@@ -42,6 +43,7 @@ __all__ = [
     "nm_linear",
     "nm_pack",
     "nm_prepare",
+    "nm_prepare_cuda",
     "nm_unpack",
     "prepare",
     "select_block",

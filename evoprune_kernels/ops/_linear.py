@@ -19,10 +19,15 @@ from evoprune_kernels.formats import PackedWeight
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 #: how a packed weight is stored: as saved, or as the CPU kernels read it
 LAYOUTS = ("canonical", "cpu")
-#: dtypes of x and values that the native kernels take
+#: those of an nm weight: also as the CUDA kernels read it
+NM_LAYOUTS = (*LAYOUTS, "cuda")
+#: dtypes of x and values that the CPU kernels take; those for CUDA take float16 as well
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 #: stored narrower than x: dtype of the values -> dtypes of x; any other is its own
-_DTYPES_OF_X = {torch.bfloat16: (torch.bfloat16, torch.float32), torch.int8: KERNEL_DTYPES}
+_DTYPES_OF_X = {
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+    torch.int8: (*KERNEL_DTYPES, torch.float16),
+}
 
 
 def activate(z: Tensor, activation: str) -> Tensor:
@@ -108,6 +113,6 @@ def refuse_grad_of_scale(name: str, needs_grad: bool) -> None:
         raise RuntimeError(f"{name}: scale has no gradient; a quantised weight is for inference")
 
 
-def check_layout(layout: str) -> None:
-    """Raise ``ValueError`` unless ``layout`` is one of ``LAYOUTS``."""
-    check(layout in LAYOUTS, f"expected layout in {LAYOUTS}, got {layout!r}")
+def check_layout(layout: str, layouts: tuple[str, ...] = LAYOUTS) -> None:
+    """Raise ``ValueError`` unless ``layout`` is one of ``layouts``."""
+    check(layout in layouts, f"expected layout in {layouts}, got {layout!r}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from .dispatch import op
-from .isa_warp import whole_warps
+from .isa_warp import ALL, warp_sync, whole_warps
 from .syntax import SIZES, Vec
 from .values import NP, Unsupported, bf16_to_f32, destination, source
 
@@ -122,7 +122,8 @@ class BadMetadata(ValueError):
 def check_metadata(meta: np.ndarray, selector: int, columns: int, type_: str) -> None:
     """Both indices of every group of four must increase; the nibble that does not is named.
 
-    `mma.sp::ordered_metadata` demands it; plain `mma.sp` has undefined speed or results without.
+    `mma.sp::ordered_metadata` demands it; plain `mma.sp` is held to it too, so that a kernel can
+    change from one to the other.
     """
     for lane, _, _, shift, count in _metadata_places(selector, columns, type_):
         word = meta[:, lane::4] >> np.uint32(shift)
@@ -174,4 +175,4 @@ def _mma(i, run, here):
         for put, words in zip(puts, _results(total, d_type), strict=True):
             put(active, words)
 
-    return step
+    return warp_sync(step, ALL, run, here)

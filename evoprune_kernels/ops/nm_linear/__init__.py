@@ -42,9 +42,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, meta, bias, *ctx.numbers, scale = inputs
     refuse_grad_of_scale("nm_linear", scale is not None and ctx.needs_input_grad[len(inputs) - 1])
     activation, layout = ctx.numbers[5:]
-    if layout == "cpu" and ctx.needs_input_grad[1]:
+    if layout != "canonical" and ctx.needs_input_grad[1]:
         raise RuntimeError(
-            "nm_linear: the layout 'cpu' is for inference and has no gradient for values; "
+            f"nm_linear: the layout {layout!r} is for inference and has no gradient for values; "
             "pass the canonical tensors (layout 'canonical')"
         )
     ctx.save_for_backward(
@@ -67,7 +67,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad = grad_of_preactivation(grad, activation, output, preactivation)
     grad_x = grad_values = grad_bias = None
     if ctx.needs_input_grad[0]:
-        if layout == "cpu" or scale is not None:
+        if layout != "canonical" or scale is not None:
             shape, pattern = (out_features, in_features), (n, m, shared)
             weight = dense_weight(values, meta, shape, pattern, layout)
         else:
@@ -105,10 +105,10 @@ def nm_linear(
     ``y = act(x W^T + b)``, ``W = packed.unpack()``
 
     Args:
-        x: [..., K], float32 or bfloat16 for the C++ kernels; the dtype of ``packed.values``, or float32 for
-            bfloat16 values, or either for int8 ones.
+        x: [..., K], float32 or bfloat16 for the C++ kernels, on CUDA float16 as well; the dtype of
+            ``packed.values``, or float32 for bfloat16 values, or any of the three for int8 ones.
         packed: the weight [N, K].
-        bias: [N], float32 or bfloat16, or None.
+        bias: [N], float32, bfloat16 or the dtype of x, or None.
         activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
         impl: insist on an implementation.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from evoprune_kernels.formats.nm import repeat_rows, unpack_nm
-from evoprune_kernels.ops._linear import check_layout, linear_dense
+from evoprune_kernels.ops._linear import NM_LAYOUTS, check_layout, linear_dense
 from evoprune_kernels.ops.nm_prepare.reference import unprepare
+from evoprune_kernels.ops.nm_prepare_cuda.reference import check_pattern, unprepare_cuda
 
 
 def dense_weight(
@@ -16,10 +17,13 @@ def dense_weight(
     pattern: tuple[int, int, int],
     layout: str,
 ) -> Tensor:
-    """The dense weight [N, K] of the tensors of either layout."""
-    check_layout(layout)
+    """The dense weight [N, K] of the tensors of any layout."""
+    check_layout(layout, NM_LAYOUTS)
     if layout == "cpu":
         return unprepare(values, meta, *shape, pattern)
+    if layout == "cuda":
+        check_pattern(*pattern)
+        return unprepare_cuda(values, meta, *shape)
     n, m, shared = pattern
     return unpack_nm(values, repeat_rows(meta, shared, shape[0]), n, m, shape[1])
 
