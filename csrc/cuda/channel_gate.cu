@@ -35,20 +35,27 @@ __device__ __forceinline__ int64_t gate_index(const ChannelGateArgs& a, uint32_t
   return a.per_sample ? period : period % static_cast<uint32_t>(a.channels);
 }
 
-// The gates of kCount elements that follow each other in memory.
+// The gates of kCount elements that follow each other in memory, `left` of them inside. Of planes
+// of a vector or more at most two differ; within a row they follow each other as well.
 template <int kCount>
 __device__ __forceinline__ void read_gates(const ChannelGateArgs& a, uint32_t length, int64_t left,
                                            uint32_t period, uint32_t place, float (&g)[kCount]) {
   int64_t index = gate_index(a, period, place);
-  if (!a.channels_last && place + kCount <= length) {
+  const uint32_t ends = length - place;
+  if (!a.channels_last && length >= kCount) {
     const float gate = gate_at(a, index);
+    const float next = ends < left && ends < kCount ? gate_of_plane(a, period + 1) : gate;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) g[i] = gate;
+    for (int i = 0; i < kCount; ++i) g[i] = i < ends ? gate : next;
     return;
   }
-#pragma unroll
+  if (a.channels_last && ends >= kCount) return gates_at(a, index, g);
+#pragma unroll 1
   for (int i = 0; i < kCount; ++i) {
-    g[i] = i < left ? gate_at(a, index) : 0.0f;
+    const float gate = i < left ? gate_at(a, index) : 0.0f;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)  // registers have no index
+      if (i == j) g[j] = gate;
     if (++place == length) {
       place = 0;
       index = gate_index(a, ++period, 0);

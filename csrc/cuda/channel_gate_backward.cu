@@ -3,9 +3,9 @@
 //   dx[b, c, i] = dy[b, c, i] * gate[b, c], +0 where the gate is 0      i < inner = H * W
 //   dgate[b, c] = sum over i of dy * x     gates [channels]: and over b
 //
-//   groups   planes in memory, up to 512 elements   block = several planes that start and end at
-//            | 0 | 1 | 2 | .. | n - 1 |             16 bytes; products to shared memory, then some
-//            |  aligned 16-byte vectors |           lanes a plane add them
+//   groups   planes in memory, up to 256 elements   block = several planes that start and end at
+//            | 0 | 1 | 2 | .. | n - 1 |             16 bytes, a thread = a vector; a plane is what
+//            |  aligned 16-byte vectors |           its vectors leave in `open` and one in `last`
 //   planes   planes in memory, larger               warp or block = a plane or a part of one
 //            | head | 16-byte vectors | tail |      head and tail: an element a lane
 //   rows     channels-last memory                   block = up to 32 vectors of channels x a part
@@ -34,7 +34,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kGroupElements = 4096;  // of a block of the groups kernel
-constexpr int kGroupInner = 512;      // largest plane of the groups kernel
+constexpr int kGroupInner = 256;      // largest plane of the groups kernel
 constexpr int kSumWarps = 32;
 
 __device__ __forceinline__ void store_gate(const ChannelGateBackwardArgs& a, int64_t index,
@@ -51,6 +51,27 @@ __device__ __forceinline__ void store_gate(const ChannelGateBackwardArgs& a, int
   }
 }
 
+// `count` elements of a vector; what is not there is 0, and left as it is.
+template <typename T>
+__device__ __forceinline__ Vector<T, kPer16Bytes<T>> load_some(const T* from, bool aligned,
+                                                               int count) {
+  if (aligned && count == kPer16Bytes<T>) return load_vector(from);
+  Vector<T, kPer16Bytes<T>> v;
+#pragma unroll
+  for (int i = 0; i < kPer16Bytes<T>; ++i) v.at[i] = i < count ? from[i] : from_float<T>(0.0f);
+  return v;
+}
+template <typename T>
+__device__ __forceinline__ void store_some(T* to, const Vector<T, kPer16Bytes<T>>& v, int count) {
+  if (count == kPer16Bytes<T>) {
+    *reinterpret_cast<Vector<T, kPer16Bytes<T>>*>(to) = v;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kPer16Bytes<T>; ++i)
+    if (i < count) to[i] = v.at[i];
+}
+
 // The sum of one part of a channel of a sample.
 __device__ __forceinline__ void store_part(const ChannelGateBackwardArgs& a,
                                            const ChannelGateParts& p, int64_t sample, int part,
@@ -60,12 +81,6 @@ __device__ __forceinline__ void store_part(const ChannelGateBackwardArgs& a,
     store_gate(a, index, sum);  // then part is 0, and sample too without gates of each
   else
     p.parts[index] = sum;
-}
-
-__device__ __forceinline__ float add_lanes(float sum, int lanes) {
-  for (int other = lanes / 2; other > 0; other /= 2)
-    sum += __shfl_xor_sync(0xffffffffu, sum, other);
-  return sum;
 }
 
 template <typename T>
@@ -87,75 +102,65 @@ struct Pointers {
   }
 };
 
-// The products of a vector, four a store. Of eight, every other group of four threads stores the
-// upper half first: 32 bytes apart, their first halves would share banks.
-template <typename T, int kPer>
-__device__ __forceinline__ void store_products(const Vector<T, kPer>& grad,
-                                               const Vector<T, kPer>& x, float* to,
-                                               bool upper_first) {
-#pragma unroll
-  for (int half = 0; half < kPer / 4; ++half) {
-    const bool upper = kPer == 8 && upper_first != (half == 1);
-    float product[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      product[i] = to_float(upper ? grad.at[kPer - 4 + i] : grad.at[i]) *
-                   to_float(upper ? x.at[kPer - 4 + i] : x.at[i]);
-    ptx::st_shared_v4(ptx::shared_address(to + (upper ? 4 : 0)), product);
-  }
-}
-
 }  // namespace
 
 // Blocks of `planes` planes; planes * inner is a multiple of a vector and at most kGroupElements.
-// Five blocks a processor: left alone, ptxas aims at eight on some architectures, and spills.
+//
+//   vectors   |   v = 0   |     1     |     2     |     3     |        sum of a plane =
+//   planes    |  p = 0         |        1         | 2 | 3 |  4 ..        last[p] + open[v] of the
+//   open[v]         x              x                        x            vectors from its start on
+//   last[p]                   x                  x   x   x               but the one it ends in
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 5)
+__global__ void __launch_bounds__(kThreads)
     channel_gate_groups_kernel(ChannelGateBackwardArgs a, ChannelGateParts p, int planes,
                                bool aligned) {
   constexpr int kPer = kPer16Bytes<T>;
-  __shared__ __align__(16) float products[kGroupElements];
+  __shared__ float open[kGroupElements / kPer], last[kGroupElements / 2];
   const uint32_t inner = static_cast<uint32_t>(a.forward.inner);
   const uint32_t channels = static_cast<uint32_t>(a.forward.channels);
-  const uint32_t all = static_cast<uint32_t>(a.forward.batch) * channels;
   const uint32_t first = blockIdx.x * planes;
+  const uint32_t all = static_cast<uint32_t>(a.forward.batch) * channels;
   const uint32_t here = min(all - first, static_cast<uint32_t>(planes));
-  const uint32_t size = here * inner;
+  const int size = static_cast<int>(here * inner);
   const int64_t start = int64_t{first} * inner;
   const Pointers<T> at(a);
-  const uint32_t vectors = aligned ? size / kPer : 0;
 #pragma unroll 1
-  for (uint32_t v = threadIdx.x; v < vectors; v += kThreads) {
+  for (int v = threadIdx.x; v * kPer < size; v += kThreads) {
     const int64_t from = start + v * kPer;
-    const auto grad = load_vector(at.grad + from), x = load_vector(at.x + from);
-    uint32_t plane = v * kPer / inner, end = (plane + 1) * inner - v * kPer;
-    float gate = gate_of_plane(a.forward, first + plane);
+    const int count = min(size - v * kPer, kPer);
+    const auto grad = load_some(at.grad + from, aligned, count);
+    const auto x = load_some(at.x + from, aligned, count);
+    uint32_t plane = v * kPer / inner;
+    int end = static_cast<int>((plane + 1) * inner) - v * kPer;  // of the plane, from `from`
+    float gate = gate_of_plane(a.forward, first + plane), sum = 0.0f;
+    float next = end < count ? gate_of_plane(a.forward, first + plane + 1) : 0.0f;
     Vector<T, kPer> dx;
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      if (i == end) {
-        gate = gate_of_plane(a.forward, first + ++plane);
-        end += inner;
+      if (i == end && i < count) {
+        last[plane] = sum;
+        sum = 0.0f;
+        gate = next;
+        ++plane;
+        end += static_cast<int>(inner);
+        if (inner < kPer && end < count) next = gate_of_plane(a.forward, first + plane + 1);
       }
       dx.at[i] = gated(grad.at[i], gate);
+      sum = fmaf(to_float(grad.at[i]), to_float(x.at[i]), sum);
     }
-    *reinterpret_cast<Vector<T, kPer>*>(at.dx + from) = dx;
-    store_products(grad, x, products + v * kPer, v / 4 % 2);
+    if (end == count)
+      last[plane] = sum;
+    else
+      open[v] = sum;
+    store_some(at.dx + from, dx, count);
   }
-  for (uint32_t i = vectors * kPer + threadIdx.x; i < size; i += kThreads)
-    products[i] = at.one(start + i, gate_of_plane(a.forward, first + i / inner));
   __syncthreads();
-  const int lanes = inner >= 32 ? 32 : 1 << (31 - __clz(inner));  // of a plane
-  const int lane = threadIdx.x % lanes, teams = kThreads / lanes;
-  const int rounds = (here + teams - 1) / teams;
-  for (int round = 0; round < rounds; ++round) {
-    const uint32_t plane = round * teams + threadIdx.x / lanes;
+  for (uint32_t plane = threadIdx.x; plane < here; plane += kThreads) {
     float sum = 0.0f;
-    if (plane < here)
-      for (uint32_t i = lane; i < inner; i += lanes) sum += products[plane * inner + i];
-    sum = add_lanes(sum, lanes);
+    const uint32_t ends_in = ((plane + 1) * inner - 1) / kPer;
+    for (uint32_t v = plane * inner / kPer; v < ends_in; ++v) sum += open[v];
     const uint32_t q = first + plane;
-    if (plane < here && lane == 0) store_part(a, p, q / channels, 0, q % channels, sum);
+    store_part(a, p, q / channels, 0, q % channels, sum + last[plane]);
   }
 }
 
@@ -192,7 +197,8 @@ __global__ void __launch_bounds__(kThreads)
     }
     for (int64_t i = tail + lane; i < to; i += lanes) sum += at.one(i, gate);
   }
-  sum = add_lanes(sum, 32);
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
   if (lanes > 32) {
     if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = sum;
     __syncthreads();
@@ -227,8 +233,9 @@ __global__ void __launch_bounds__(kThreads)
     gate[i] = inside ? gate_at(a.forward, index) : 0.0f;
   }
   const int64_t last = inside ? min((part + 1) * part_rows, rows) : 0;
-  for (int64_t r = part * part_rows + threadIdx.x / wide; r < last; r += kThreads / wide) {
-    const int64_t i = (sample * rows + r) * channels + c;
+  const int64_t begin = part * part_rows + threadIdx.x / wide, step = kThreads / wide;
+  int64_t i = (sample * rows + begin) * channels + c;
+  for (int64_t r = begin; r < last; r += step, i += step * channels) {
     if constexpr (kCount == 1) {
       sum[0] += at.one(i, gate[0]);
     } else {
@@ -324,6 +331,7 @@ Plan make_plan(const ChannelGateBackwardArgs& args, const DeviceLimits& limits) 
     plan.count = a.channels % per == 0 && is_aligned(args) ? per : 1;
     const int64_t threads = ceil_div(a.channels, plan.count);
     plan.lanes = powers_up_to(2 * threads - 1, 32);
+    if (ceil_div(threads, 16) % 2 == 1 && plan.lanes == 32) plan.lanes = 16;  // fewer idle
     split(plan, a.inner, 4 * kThreads / plan.lanes, ceil_div(threads, plan.lanes) * a.batch, 1,
           limits.processors);
   } else if (plan.groups) {

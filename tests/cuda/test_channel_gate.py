@@ -58,16 +58,16 @@ def test_backward(gpu, case, move):
     ],
 )
 def test_two_runs_give_the_same_bits(gpu, shape, last):
-    """Parts of a channel and of the batch are added in a fixed order; layouts that differ are one call away."""
+    """Parts of a channel and of the batch are added in a fixed order."""
     order = torch.channels_last if last else torch.contiguous_format
     x = torch.randn(shape).half().contiguous(memory_format=order)
     grad, gates = torch.randn(shape).half(), torch.randn(shape[1])
     first = gpu.call("channel_gate_backward", grad, x, gates)
-    assert len(gpu.launches) == 2
     second = gpu.call("channel_gate_backward", grad, x, gates)
     assert all(torch.equal(bits(a), bits(b)) for a, b in zip(first, second, strict=True))
     truth = channel_gate_backward_reference(grad.double(), x.double(), gates.double())[1]
     assert_accurate(first[1], truth, channel_gate_backward_reference(grad, x, gates)[1])
+    assert len(gpu.launches) == 2
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -105,7 +105,7 @@ def test_backward_moves_every_byte_once(gpu, shape, last):
     x = torch.randn(shape).half().contiguous(memory_format=order)
     grad = torch.randn_like(x)
     gpu.call("channel_gate_backward", grad, x, torch.randn(shape[1]).half())
-    main, size = gpu.launches[0][1], x.numel() * 2
+    main, size = gpu.launches[0].stats, x.numel() * 2
     assert main["global.load.footprint"] <= 2 * size + 32 * 8
     vectors = main["inst.ld.global.nc.L1::no_allocate.v4.u32"]
     assert vectors * 512 >= 2 * size
