@@ -17,7 +17,9 @@ from evoprune_kernels.ops.nm_prepare_cuda import nm_prepare_cuda
 from evoprune_kernels.ops.prepare import linear, prepare
 from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
+from evoprune_kernels.ops.select_nm_transposable import select_nm_transposable
 from evoprune_kernels.ops.select_topk import select_topk
+from evoprune_kernels.ops.select_topk_global import select_topk_global
 from evoprune_kernels.ops.sgd_step import sgd_step_
 from evoprune_kernels.ops.topk_channels import topk_channels
 from evoprune_kernels.ops.w8a8_linear import w8a8_linear
@@ -48,7 +50,9 @@ __all__ = [
     "prepare",
     "select_block",
     "select_nm",
+    "select_nm_transposable",
     "select_topk",
+    "select_topk_global",
     "sgd_step_",
     "topk_channels",
     "w8a8_linear",

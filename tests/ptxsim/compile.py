@@ -21,7 +21,7 @@ def have_nvcc() -> bool:
 
 @cache
 def compile_cuda(source: str, arch: str = "sm_80", flags: tuple[str, ...] = ()) -> Module:
-    """Compile a translation unit; the same text is compiled once in a test session."""
+    """Compile a translation unit; the same text is compiled once in a test run."""
     with tempfile.TemporaryDirectory() as folder:
         cu, ptx = Path(folder, "k.cu"), Path(folder, "k.ptx")
         needed = [name for name, word in HEADERS.items() if word in source]

@@ -31,6 +31,7 @@ from .values import Unsupported
 #: importing these modules registers their instructions with `dispatch`
 INSTRUCTION_SETS = (isa_arith, isa_bits, isa_control, isa_convert, isa_memory, isa_mma)
 RUNNING, WAITING, EXITED, GATHERING = 0, 1, 2, 3
+PATIENCE = 500  # rounds of one loop before other warps overtake it
 FAULTS = (BadMetadata, MemoryFault, Divergence, RaceError, Unsupported)
 
 
@@ -105,6 +106,7 @@ class Run(Launch):
         self.needs = np.zeros(self.lanes, np.int64)
         self.async_copies = AsyncCopies(self)
         self.gathering = False
+        self.rounds, self.waiting_at = 0, -1
         self.arrived = np.zeros(self.blocks * 16, np.int64)
         self.votes = np.zeros(self.lanes, bool)
         self.reductions: list = []
@@ -147,6 +149,11 @@ class Run(Launch):
         group, stop = running, end + 1
         if not here.all():
             group, stop = running[here], int(pcs[~here].min())
+            if self._spins(stop):
+                others = running[~np.isin(self.warp_of[running], self.warp_of[group])]
+                if others.size:
+                    self._run_lowest(others)
+                    return
         if self.gathering:
             group, stop = self._join(pc, group, stop)
         while pc < stop:
@@ -161,6 +168,12 @@ class Run(Launch):
             if moved is not None:  # control flow: each lane has its own next pc now
                 return
         self.pc[group] = pc
+
+    def _spins(self, waiting_at: int) -> bool:
+        """Whether the lowest lanes loop so long that they may wait for those at `waiting_at`."""
+        self.rounds = self.rounds + 1 if waiting_at == self.waiting_at else 0
+        self.waiting_at = waiting_at
+        return self.rounds > 0 and self.rounds % PATIENCE == 0
 
     def gather(self, lanes: np.ndarray, group: np.ndarray, here: int) -> bool:
         """Hold lanes at a warp instruction until the rest of their warp comes there too."""

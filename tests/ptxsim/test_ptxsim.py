@@ -133,3 +133,25 @@ def test_variables_have_their_initial_values():
     device.launch(module, "k", 1, 32, [out])
     expected = np.array([1, 2.5, 3, 4])[t % 4] * 2.5 + np.array([1, -2, 3])[t % 3]
     np.testing.assert_array_equal(out.array, expected.astype(np.float32))
+
+
+def test_a_block_may_wait_for_another():
+    module = compile_cuda("""
+    extern "C" __global__ void k(const int* x, int* out, volatile int* ready) {
+        int b = gridDim.x - 1 - blockIdx.x, sum = x[b * 32 + threadIdx.x];
+        if (b) {
+            while (ready[b - 1] == 0) ;
+            __threadfence();
+            __syncthreads();
+            sum += out[(b - 1) * 32 + threadIdx.x];
+        }
+        out[b * 32 + threadIdx.x] = sum;
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) ready[b] = 1;
+    }""")
+    x = np.random.default_rng(0).integers(0, 100, (4, 32)).astype(np.int32)
+    device = Device(memory=1 << 16)
+    out, ready = device.empty((4, 32), np.int32), device.upload(np.zeros(4, np.int32))
+    device.launch(module, "k", 4, 32, [device.upload(x), out, ready], max_steps=100_000)
+    np.testing.assert_array_equal(out.array, np.cumsum(x, 0))

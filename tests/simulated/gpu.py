@@ -62,6 +62,8 @@ class Gpu:
     Attributes:
         launches: every launch of the last ``call``.
         attributes: cudaDeviceAttr -> value, those of an A100; change them to act as another device.
+        on_host: tensors that are CPU tensors to a binding which takes those beside CUDA tensors; no kernel may touch
+            them.
     """
 
     def __init__(self, memory: int = 1 << 26) -> None:
@@ -69,6 +71,7 @@ class Gpu:
         self.memory_bytes = memory
         self.attributes = dict(A100)
         self.launches: list[Launch] = []
+        self.on_host: list[torch.Tensor] = []
         self._error: Exception | None = None
         self._callbacks = (_LAUNCH(self._launch), _MEMORY(self._know))
 
@@ -82,6 +85,9 @@ class Gpu:
         self.launches, self._error = [], None
         for attribute, value in self.attributes.items():
             self.library.evoprune_sim_attribute(attribute, value)
+        self.library.evoprune_sim_host(None)
+        for tensor in self.on_host:
+            self.library.evoprune_sim_host(ctypes.c_void_p(tensor.data_ptr()))
         self.library.evoprune_sim_connect(*self._callbacks)
         packet, _, overload = op.partition(".")
         function = getattr(getattr(torch.ops.evoprune_sim, packet), overload or "default")

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <unordered_map>
+#include <unordered_set>
 
 namespace {
 
@@ -29,6 +30,7 @@ cudaError_t last_error = cudaSuccess;
 LaunchCallback on_launch = nullptr;
 MemoryCallback on_memory = nullptr;
 int attributes[256];
+std::unordered_set<const void*> on_host;  // tensors that a binding takes for CPU tensors
 
 std::unordered_map<const void*, const char*>& kernels() {
   static std::unordered_map<const void*, const char*> map;  // host function -> mangled name
@@ -47,6 +49,13 @@ __attribute__((visibility("default"))) void evoprune_sim_connect(LaunchCallback 
 }
 __attribute__((visibility("default"))) void evoprune_sim_attribute(int attribute, int value) {
   attributes[attribute] = value;
+}
+__attribute__((visibility("default"))) void evoprune_sim_host(const void* data) {
+  if (data == nullptr) return on_host.clear();
+  on_host.insert(data);
+}
+int evoprune_sim_on_host(const void* data) {
+  return on_host.count(data) != 0;
 }
 void evoprune_sim_memory(const void* data, int64_t bytes, int holds_data) {
   if (on_memory != nullptr) on_memory(data, bytes, holds_data);

@@ -19,7 +19,7 @@ _LISTS = (
 )
 _SCALARS = (
     "float beta1, float beta2, float eps, float weight_decay, bool amsgrad, bool maximize, "
-    "str rule, float alpha, Tensor? grad_scale=None, Tensor? found_inf=None"
+    "str rule, float alpha, Tensor? grad_scale=None, Tensor? found_inf=None, int? seed=None"
 )
 
 
@@ -60,6 +60,7 @@ def adamw_step_(
     alpha: float = 0.0,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    seed: int | None = None,
     impl: str | None = None,
 ) -> None:
     """AdamW step, importance update and mask of every parameter, in place.
@@ -90,7 +91,10 @@ def adamw_step_(
         alpha: share of this step in the importance, 0 to 1, from ``importance.alpha``.
         grad_scale: one element; gradients are divided by it.
         found_inf: one element; when it is not 0, nothing at all changes.
-        impl: insist on an implementation (``"cpu"`` or ``"reference"``).
+        seed: None: bf16 results are rounded to nearest. A number: weights and moments in bf16 are rounded randomly,
+            up with the probability of what is cut off, so that small changes add up instead of being lost. Give the
+            same seed again and again: the number of the step is mixed in. fp32 and unscaled gradients are not affected.
+        impl: insist on an implementation (``"cuda"``, ``"cpu"`` or ``"reference"``).
 
     Raises:
         ValueError: if a list has the wrong length, or the rule or alpha is out of range.
@@ -124,20 +128,22 @@ def adamw_step_(
         f"amsgrad needs {len(params)} max_exp_avg_sqs, one a parameter, got {len(max_exp_avg_sqs)}",
     )
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, importances, masks, steps)
-    unused = len(max_exp_avg_sqs) > 0 and not amsgrad
-    entries = None if unused else _entries.collect(OP.name, impl, lists, lr, grad_scale, found_inf)
+    plain = seed is None and (amsgrad or not max_exp_avg_sqs)
+    entries = (
+        _entries.collect(OP.name, impl, lists, lr, grad_scale, found_inf) if plain else None
+    )
     if entries is not None:
         torch.ops.evoprune_raw.adamw_step_entries(
             entries.address, entries.count, float(lr), beta1, beta2, eps, weight_decay, maximize,
             rule, alpha, grad_scale, found_inf,
         )  # fmt: skip
         return
-    if impl is None and not _step.kernel_fits(params):
+    if impl is None and _step.reference_instead(params, seed):
         impl = "reference"
     op = OP_TENSOR_LR if isinstance(lr, torch.Tensor) else OP
     op(
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, importances, masks, steps,
         lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
         maximize=maximize, rule=rule, alpha=alpha, grad_scale=grad_scale, found_inf=found_inf,
-        impl=impl,
+        seed=seed, impl=impl,
     )  # fmt: skip
