@@ -24,14 +24,41 @@ def elementwise(instr, run, type_, function, arity, out_type=None):
 
 
 def _float_modifiers(opcode, function):
-    """Wrap for .sat (clamp to [0, 1]) and .relu; directed rounding is refused."""
-    if any(part in ("rz", "rm", "rp") for part in opcode):
-        raise Unsupported(".".join(opcode))
+    """Wrap for .sat (clamp to [0, 1]) and .relu."""
     if "sat" in opcode:
         return lambda *a: np.clip(function(*a), 0, 1)
     if "relu" in opcode:
         return lambda *a: np.maximum(function(*a), 0)
     return function
+
+
+def _directed(opcode):
+    """.rz, .rm or .rp of an f32 operation, else None; other types round to nearest only."""
+    way = next((part for part in opcode if part in ("rz", "rm", "rp")), None)
+    if way and type_of(opcode) != "f32":
+        raise Unsupported(".".join(opcode))
+    return way
+
+
+def _toward(way: str, function, values):
+    """`function` of float32 values, rounded in one direction.
+
+    It is taken in float64; what that rounding left over decides where float32 holds the result
+    exactly (a sum of a product and a number; other functions are taken as exact).
+    """
+    wide = [v.astype(np.float64) for v in values]
+    exact = function(*wide)
+    near = exact.astype(np.float32)
+    rest = exact - near
+    if len(wide) == 3:
+        product = wide[0] * wide[1]
+        part = exact - product
+        lost = (product - (exact - part)) + (wide[2] - part)
+        rest = np.where(rest == 0, lost, rest)
+    down = {"rm": rest < 0, "rp": False, "rz": (rest < 0) & (exact > 0)}[way]
+    up = {"rm": False, "rp": rest > 0, "rz": (rest > 0) & (exact < 0)}[way]
+    low, high = (np.nextafter(near, np.float32(end)) for end in (-np.inf, np.inf))
+    return np.where(down, low, np.where(up, high, near))
 
 
 def _saturated(function, type_):
@@ -87,10 +114,17 @@ def _arith(instr, run, function, arity):
         if "sat" in instr.opcode:
             function = _saturated(function, type_)
         return elementwise(instr, run, type_, function, arity)
+    way = _directed(instr.opcode)
+    if way:
+        exact = function
+
+        def function(*values):
+            return _toward(way, exact, values)
+
     function = _float_modifiers(instr.opcode, function)
     if type_ in ("f16x2", "bf16x2"):
         return elementwise(instr, run, type_, packed(function, type_), arity)
-    if type_ == "f32" and instr.opcode[0] in _EXACT:
+    if type_ == "f32" and (way or instr.opcode[0] in _EXACT):
         return elementwise(instr, run, type_, function, arity)
     if type_ in ("f16", "bf16", "f32"):
         dtype = np.float32 if type_ != "f16" else np.float16

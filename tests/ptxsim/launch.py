@@ -142,6 +142,8 @@ class Launch:
             raise LaunchError(f"{self.kernel.name} takes {len(params)} parameters, got {len(args)}")
         args += [0] * (len(params) - len(args))  # Triton appends scratch pointers
         end = max((p.offset + p.size for p in params), default=0)
+        if end > 32_764:
+            raise LaunchError(f"{end} bytes of parameters; the limit is 32764")
         space = Space("param", end, True)
         for p, arg in zip(params, args, strict=True):
             if isinstance(arg, Pointer):

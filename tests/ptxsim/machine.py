@@ -31,6 +31,7 @@ from .values import Unsupported
 #: importing these modules registers their instructions with `dispatch`
 INSTRUCTION_SETS = (isa_arith, isa_bits, isa_control, isa_convert, isa_memory, isa_mma)
 RUNNING, WAITING, EXITED, GATHERING = 0, 1, 2, 3
+PATIENCE = 500  # rounds of one loop before other warps overtake it
 FAULTS = (BadMetadata, MemoryFault, Divergence, RaceError, Unsupported)
 
 
@@ -84,8 +85,11 @@ class Device:
         if isinstance(module, str):
             module = parse(module)
         run = Run(self, module, module.kernels[name], dim3(grid), dim3(block), args, shared)
-        run.execute(max_steps)
-        return run.counts
+        try:
+            run.execute(max_steps)
+            return run.counts
+        finally:
+            run.release()
 
 
 class Run(Launch):
@@ -102,6 +106,7 @@ class Run(Launch):
         self.needs = np.zeros(self.lanes, np.int64)
         self.async_copies = AsyncCopies(self)
         self.gathering = False
+        self.rounds, self.waiting_at = 0, -1
         self.arrived = np.zeros(self.blocks * 16, np.int64)
         self.votes = np.zeros(self.lanes, bool)
         self.reductions: list = []
@@ -109,7 +114,7 @@ class Run(Launch):
         self.warp_races = WarpRaces(self) if device.racecheck else None
         several = device.global_racecheck and self.blocks > 1
         self.block_races = BlockRaces(self) if several else None
-        self.program = [compile_instr(instr, self) for instr in kernel.code]
+        self.program: list = [None] * len(kernel.code)  # compiled when first executed
 
     def execute(self, max_steps: int) -> None:
         """Run until every lane has exited."""
@@ -129,6 +134,10 @@ class Run(Launch):
         if self.device.stats:
             self.counting.finish()
 
+    def release(self) -> None:
+        """Drop the arrays now: the compiled steps refer to the run, and a cycle would keep them."""
+        vars(self).clear()
+
     def _lanes(self, mask: np.ndarray) -> np.ndarray:
         return self.every if mask.all() else np.flatnonzero(mask)
 
@@ -140,6 +149,11 @@ class Run(Launch):
         group, stop = running, end + 1
         if not here.all():
             group, stop = running[here], int(pcs[~here].min())
+            if self._spins(stop):
+                others = running[~np.isin(self.warp_of[running], self.warp_of[group])]
+                if others.size:
+                    self._run_lowest(others)
+                    return
         if self.gathering:
             group, stop = self._join(pc, group, stop)
         while pc < stop:
@@ -154,6 +168,12 @@ class Run(Launch):
             if moved is not None:  # control flow: each lane has its own next pc now
                 return
         self.pc[group] = pc
+
+    def _spins(self, waiting_at: int) -> bool:
+        """Whether the lowest lanes loop so long that they may wait for those at `waiting_at`."""
+        self.rounds = self.rounds + 1 if waiting_at == self.waiting_at else 0
+        self.waiting_at = waiting_at
+        return self.rounds > 0 and self.rounds % PATIENCE == 0
 
     def gather(self, lanes: np.ndarray, group: np.ndarray, here: int) -> bool:
         """Hold lanes at a warp instruction until the rest of their warp comes there too."""
@@ -196,7 +216,10 @@ class Run(Launch):
             if not active.size and instr.opcode[0] != "bra":
                 return None
         try:
-            moved = self.program[pc](active, group)
+            step = self.program[pc]
+            if step is None:
+                step = self.program[pc] = compile_instr(instr, self)
+            moved = step(active, group)
         except FAULTS as fault:
             raise type(fault)(
                 f"{fault}\n  in {self.kernel.name}, PTX line {instr.line}: {instr.text}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -216,9 +217,24 @@ def test_floats(instruction):
     np.testing.assert_array_equal(evaluate(text, [a, b, c], np.float32), expected)
 
 
-def test_directed_rounding_is_refused():
-    with pytest.raises(Unsupported, match=r"add\.rz\.f32"):
-        evaluate("add.rz.f32 %d, %a, %b;", [floats(0), floats(1)], np.float32)
+@pytest.mark.parametrize("way", ["rz", "rm", "rp"])
+def test_directed_rounding(way):
+    a, b, c = floats(0)[6:], floats(1)[6:], floats(2)[6:] * 1e9  # no infinities
+    a, b, c = (np.pad(x, (0, 6), constant_values=1) for x in (a, b, c))
+    for text, function in (
+        (f"add.{way}.f32 %d, %a, %b;", lambda a, b, c: a + b),
+        (f"fma.{way}.f32 %d, %a, %b, %c;", lambda a, b, c: a * b + c),
+    ):
+        found = evaluate(text, [a, b, c], np.float32)
+        for got, *lane in zip(found, a, b, c, strict=True):
+            exact = function(*(Fraction(float(x)) for x in lane))
+            near, limit = Fraction(float(got)), {"rm": -np.inf, "rp": np.inf, "rz": 0}[way]
+            inside = np.nextafter(got, np.float32(np.inf if near < exact else -np.inf))
+            if near != exact:
+                assert (near < exact) == (limit < exact), "the wrong side"
+                assert (Fraction(float(inside)) > exact) == (near < exact), "not the nearest there"
+    with pytest.raises(Unsupported, match=r"add\.rz\.f16x2"):
+        evaluate("add.rz.f16x2 %d, %a, %b;", [a, b], np.float32)
 
 
 def test_float_to_integer():
