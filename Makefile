@@ -32,7 +32,7 @@ help:
 demo: $(STAMPS)/built
 	$(BIN)/python -m bench.demo
 
-test: $(STAMPS)/built-strict lint
+test: $(STAMPS)/built-strict $(STAMPS)/simulated lint
 	$(BIN)/python -m pytest -rsfE $(ARGS)
 
 lint: $(STAMPS)/installed
@@ -54,13 +54,19 @@ $(STAMPS)/installed: $(STAMPS)/torch pyproject.toml
 	EVOPRUNE_BUILD=none $(PIP) --no-build-isolation --constraint $(VENV)/constraints.txt -e '.[test]'
 	@touch $@
 
+# the demo runs on the CPU: nvcc is left out of it
 $(STAMPS)/built: $(STAMPS)/installed $(NATIVE)
-	$(BUILD_EXT) $(BIN)/python setup.py --quiet build_ext --inplace
+	EVOPRUNE_BUILD=cpu $(BUILD_EXT) $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 $(STAMPS)/built-strict: $(STAMPS)/installed $(NATIVE)
 	EVOPRUNE_STRICT=1 $(BUILD_EXT) $(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $(STAMPS)/built $@
+
+# the CUDA kernels, as the tests execute them without a GPU (nothing happens where no nvcc is)
+$(STAMPS)/simulated: $(STAMPS)/installed $(NATIVE) $(wildcard tests/simulated/*)
+	$(BIN)/python -m tests.simulated
+	@touch $@
 
 # ---- native code under other flags: built beside the normal build, loaded through EVOPRUNE_LIBRARY_DIR ----
 build_variant = $(BIN)/python setup.py --quiet build_ext --build-lib build/$(1) --build-temp build/$(1)/ninja

@@ -20,6 +20,7 @@ COMMANDS = {
         "the fused step against torch's fused AdamW and what people compose around it",
     ),
     "model": ("bench.model", "a transformer stack end to end: dense, masked dense, optimised"),
+    "gpu": ("bench.gpu", "every CUDA kernel on the GPU at hand: correctness, then rivals"),
     "costs": ("bench.costs", "the nm kernels' cost model: fit and write csrc/core/nm_costs.h"),
     "demo": ("bench.demo", "train a character GPT, prune it, run it faster"),
     "digits": ("bench.digits", "an MLP on digits at 90 %% block sparsity"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(tests: Sequence[str], *, skip: bool = False) -> Gate:
-    """Run ``tests`` (paths from the repository's root) by pytest in a subprocess.
+def check(
+    tests: Sequence[str], *, skip: bool = False, environment: Mapping[str, str] | None = None
+) -> Gate:
+    """Run ``tests`` (paths from the repository's root) by pytest in a subprocess, ``environment`` added to ours.
 
     Raises:
         GateError: if a path is missing or a test fails, with the end of pytest's output.
@@ -54,7 +57,10 @@ def check(tests: Sequence[str], *, skip: bool = False) -> Gate:
     command = [sys.executable, "-m", "pytest", "-x", "-m", "not slow", *tests]
     print(f"gate: {' '.join(['python', *command[1:]])}", file=sys.stderr, flush=True)
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    variables = {**os.environ, **(environment or {})}
+    done = subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    )
     lines = (done.stdout + done.stderr).strip().splitlines()
     if done.returncode != 0:
         tail = "\n".join(lines[-25:])

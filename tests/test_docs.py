@@ -22,7 +22,7 @@ def modules() -> list[str]:
     """Every module of the package; importing ``__main__`` runs nothing."""
     found = pkgutil.walk_packages(evoprune_kernels.__path__, "evoprune_kernels.")
     names = ["evoprune_kernels", *(module.name for module in found)]
-    return [name for name in names if not name.endswith(("._native", "._cpu"))]
+    return [name for name in names if not name.endswith(("._native", "._cpu", "._cuda"))]
 
 
 @pytest.mark.parametrize("name", modules())

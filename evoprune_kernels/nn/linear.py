@@ -36,7 +36,7 @@ class SparseForward(PackedCache):
             if self._fatal:
                 raise ValueError(self._failure)
             return self._dense(input)
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled(weight.device.type):
             return self._autocast(input, weight.dtype, bias)
         self._check_input(input, weight.dtype)
         if compiling:
@@ -57,13 +57,14 @@ class SparseForward(PackedCache):
 
     def _autocast(self, input: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
         """As F.linear: any float input is taken and the result has autocast's dtype; the kernel keeps the weight's."""
-        target = torch.get_autocast_dtype("cpu")
+        device = input.device.type
+        target = torch.get_autocast_dtype(device)
         if input.dtype.is_floating_point and input.dtype != torch.float64:
             input = input.to(dtype)
         self._check_input(input, dtype)
         plan = self._plan
         assert plan is not None
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(device, enabled=False):
             output = self._run(plan, input, bias)
         return output.to(target)
 

@@ -27,9 +27,11 @@ from evoprune_kernels import _ext, _select, formats
 from evoprune_kernels.formats import NM, Pattern
 from evoprune_kernels.nn.masks import check_finite, check_pattern
 from evoprune_kernels.ops._linear import ACTIVATIONS, KERNEL_DTYPES
-from evoprune_kernels.ops.prepare import bind, op_of
+from evoprune_kernels.ops.prepare import bind, cuda_unfit, op_of
 from evoprune_kernels.ops.w8a8_linear.reference import dequantize_tokens
 
+#: device type -> dtypes of a weight that its kernels take
+_DTYPES = {_select.CPU: KERNEL_DTYPES, _select.CUDA: (*KERNEL_DTYPES, torch.float16)}
 #: a weight with a larger share of stored values is left dense: there is nothing to skip
 MAX_DENSITY = 0.95
 #: how the packed weight may be stored instead of in its own dtype: in bfloat16, as int8 with a scale a row, or so and
@@ -116,7 +118,8 @@ class PackedCache(nn.Module):
         if self._plan is None:
             return None
         forced = _select.FORCED.get(self._plan.op) == _select.REFERENCE
-        where = "reference" if forced else _ext.isa_level()
+        on_gpu = self.weight.device.type == _select.CUDA
+        where = "reference" if forced else _select.CUDA if on_gpu else _ext.isa_level()
         return f"{self._plan.op} [{where}]" + (f" {self.stored}" if self.stored else "")
 
     @property
@@ -167,18 +170,24 @@ class PackedCache(nn.Module):
             )
         if type(weight) not in (nn.Parameter, Tensor) or _is_wrapped(weight):
             return f"weight is a {type(weight).__name__}, which has no plain memory"
-        if weight.device.type != "cpu":
-            return f"the kernels run on 'cpu', the weight is on {weight.device.type!r}"
-        if weight.dtype not in KERNEL_DTYPES:
-            return f"the kernels take float32 or bfloat16, the weight is {str(weight.dtype)[6:]}"
+        device = weight.device.type
+        if device not in _select.NATIVE:
+            return f"the kernels run on 'cpu' and 'cuda', the weight is on {device!r}"
+        if weight.dtype not in _DTYPES[device]:
+            names = " or ".join(str(dtype)[6:] for dtype in _DTYPES[device])
+            return f"the kernels on {device!r} take {names}, the weight is {str(weight.dtype)[6:]}"
+        w8a8 = self.stored == "w8a8"
+        if device == _select.CUDA and (why := cuda_unfit(self.pattern, w8a8=w8a8)):
+            return why
         try:
-            op = op_of(self.pattern, w8a8=self.stored == "w8a8")
+            op = op_of(self.pattern, w8a8=w8a8)
         except ValueError as error:
             return str(error)
         if op is None:
             return f"there is no linear op for the pattern {self.pattern}"
-        if _select.FORCED.get(op.name) != _select.REFERENCE and (why := op.reasons().get("cpu")):
-            return f"no C++ kernel: {why}"
+        if _select.FORCED.get(op.name) != _select.REFERENCE:
+            for name, why in op.reasons(device).items():
+                return f"no {'CUDA' if name == _select.CUDA else 'C++'} kernel: {why}"
         return None
 
     def _build(self) -> None:
@@ -209,7 +218,7 @@ class PackedCache(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         self._plan = Plan(
             op=op.name,
-            run=op.reference if forced and not op.reasons() else op.overload,
+            run=op.reference if forced and not op.reasons(weight.device.type) else op.overload,
             buffers=names,
             scale=None if packed.scale is None else "packed_scale",
             tail=bound.tail,
@@ -267,7 +276,9 @@ class PackedCache(nn.Module):
 
     def _remember(self) -> None:
         weight = self._parameters.get("weight")
-        if weight is not None and not _is_wrapped(weight) and weight.device.type == "cpu":
+        if weight is None or _is_wrapped(weight):
+            return
+        if weight.device.type in _select.NATIVE:
             watch(weight)
             self._packed_for = (weight, _version(weight), weight.data_ptr())
 

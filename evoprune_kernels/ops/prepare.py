@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from evoprune_kernels.formats import BitmaskWeight, BlockWeight, NMWeight, PackedWeight, format_of
+from evoprune_kernels.formats import (
+    NM,
+    BitmaskWeight,
+    Block,
+    BlockWeight,
+    NMWeight,
+    PackedWeight,
+    format_of,
+)
 from evoprune_kernels.formats.base import Pattern
 from evoprune_kernels.ops._op import OPS, Op
 from evoprune_kernels.ops.bitmask_linear import bitmask_linear
@@ -17,6 +25,7 @@ from evoprune_kernels.ops.block_linear import block_linear
 from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_prepare import nm_prepare
+from evoprune_kernels.ops.nm_prepare_cuda import nm_prepare_cuda
 from evoprune_kernels.ops.w8a8_linear import OP as W8A8
 from evoprune_kernels.ops.w8a8_prepare import w8a8_picks, w8a8_prepare
 
@@ -26,6 +35,9 @@ _OPS: dict[type[PackedWeight], tuple[Callable[..., Any], Callable[..., Any]]] = 
     BlockWeight: (block_prepare, block_linear),
     BitmaskWeight: (bitmask_prepare, bitmask_linear),
 }
+
+#: the block edges that the CUDA kernels have tiles for
+CUDA_BLOCK_EDGES = frozenset({16, 32, 64, 128})
 
 
 def _find(packed: PackedWeight) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -90,17 +102,39 @@ def op_of(pattern: Pattern, *, w8a8: bool = False) -> Op | None:
     return W8A8
 
 
-def bind(packed: PackedWeight, activation: str, *, w8a8: bool = False) -> Bound:
+def cuda_unfit(pattern: Pattern, *, w8a8: bool = False) -> str | None:
+    """Why no CUDA kernel multiplies by weights of a pattern, or None.
+
+    Example:
+        >>> from evoprune_kernels.formats import parse_pattern
+        >>> from evoprune_kernels.ops.prepare import cuda_unfit
+        >>> cuda_unfit(parse_pattern("1:4"))
+        'the CUDA kernels take 2:4 of the n:m patterns, got 1:4'
+    """
+    if w8a8:
+        return "the CUDA kernels have no w8a8 path for packed layers"
+    if isinstance(pattern, NM) and (pattern.n, pattern.m) != (2, 4):
+        return f"the CUDA kernels take 2:4 of the n:m patterns, got {pattern}"
+    if isinstance(pattern, Block) and not CUDA_BLOCK_EDGES.issuperset(pattern.arguments()):
+        edges = ", ".join(map(str, sorted(CUDA_BLOCK_EDGES)))
+        return f"the CUDA kernels take blocks of edges {edges}, got {pattern}"
+    return None
+
+
+def bind(
+    packed: PackedWeight, activation: str, *, w8a8: bool = False, device: str | None = None
+) -> Bound:
     """The linear op of a packed weight with its prepared tensors and numbers.
 
     Args:
         packed: any packed weight; a quantised one with ``w8a8``.
         activation: fused into the op.
         w8a8: quantise x as well and multiply integers.
+        device: device type whose kernels will run, ``"cuda"`` or another; default: where ``packed`` is.
 
     Raises:
         TypeError: if ``packed`` is no packed weight.
-        ValueError: as ``w8a8_prepare``.
+        ValueError: as ``w8a8_prepare``, or as ``cuda_unfit`` says.
 
     Example:
         >>> import torch
@@ -114,10 +148,23 @@ def bind(packed: PackedWeight, activation: str, *, w8a8: bool = False) -> Bound:
     names: tuple[str, ...] = packed.TENSORS
     tensors: tuple[Tensor, ...]
     tail: tuple[int | str, ...]
-    if w8a8:
+    if (device or packed.values.device.type) == "cuda":
+        if reason := cuda_unfit(packed.pattern, w8a8=w8a8):
+            raise ValueError(reason)
+        tensors, layout = _for_cuda(packed)
+        tail = (*packed.pattern.arguments(), activation, layout)
+    elif w8a8:
         names, tensors = ("values", "row_ptr", "columns", "row_sums"), w8a8_prepare(packed)
         tail = (w8a8_picks(packed.pattern), activation)
     else:
         tensors = prepare(packed)
         tail = (*packed.pattern.arguments(), activation, "cpu")
     return Bound(op, dict(zip(names, tensors, strict=True)), (*packed.shape, *tail))
+
+
+def _for_cuda(packed: PackedWeight) -> tuple[tuple[Tensor, ...], str]:
+    """The tensors that the CUDA kernels read, and the name of their layout."""
+    if isinstance(packed, NMWeight):
+        return nm_prepare_cuda(packed), "cuda"
+    tensors = tuple(getattr(packed, name).detach() for name in packed.TENSORS)
+    return tensors, "canonical"

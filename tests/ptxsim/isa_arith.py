@@ -32,29 +32,74 @@ def _float_modifiers(opcode, function):
     return function
 
 
-def _packed(function, type_):
-    """Apply `function` on float32/64 to both halves of f16x2 / bf16x2 words."""
+def _directed(opcode):
+    """.rz, .rm or .rp of an f32 operation, else None; other types round to nearest only."""
+    way = next((part for part in opcode if part in ("rz", "rm", "rp")), None)
+    if way and type_of(opcode) != "f32":
+        raise Unsupported(".".join(opcode))
+    return way
+
+
+def _toward(way: str, function, values):
+    """`function` of float32 values, rounded in one direction.
+
+    It is taken in float64; what that rounding left over decides where float32 holds the result
+    exactly (a sum of a product and a number; other functions are taken as exact).
+    """
+    wide = [v.astype(np.float64) for v in values]
+    exact = function(*wide)
+    near = exact.astype(np.float32)
+    rest = exact - near
+    if len(wide) == 3:
+        product = wide[0] * wide[1]
+        part = exact - product
+        lost = (product - (exact - part)) + (wide[2] - part)
+        rest = np.where(rest == 0, lost, rest)
+    down = {"rm": rest < 0, "rp": False, "rz": (rest < 0) & (exact > 0)}[way]
+    up = {"rm": False, "rp": rest > 0, "rz": (rest > 0) & (exact < 0)}[way]
+    low, high = (np.nextafter(near, np.float32(end)) for end in (-np.inf, np.inf))
+    return np.where(down, low, np.where(up, high, near))
+
+
+def _saturated(function, type_):
+    """add.sat.s32 and its like: exact in int64, then clamped."""
+    info = np.iinfo(NP[type_])
+
+    def apply(*values):
+        exact = function(*(v.astype(np.int64) for v in values))
+        return exact.clip(info.min, info.max).astype(NP[type_])
+
+    return apply
+
+
+def _round_to_odd(values: np.ndarray) -> np.ndarray:
+    """float64 -> float32 so that a second rounding, to bf16, gives what one rounding would."""
+    near = values.astype(np.float32)
+    bits, wide = near.view(np.uint32).copy(), near.astype(np.float64)
+    inexact = (wide != values) & np.isfinite(wide)
+    bits -= (inexact & (np.abs(wide) > np.abs(values))).astype(np.uint32)
+    return (bits | inexact.astype(np.uint32)).view(np.float32)
+
+
+def halves_of(words: np.ndarray, type_: str) -> list[np.ndarray]:
+    """The lower and the upper half of f16x2 or bf16x2 words, as float64."""
+    halves = [(words >> np.uint32(shift)).astype(np.uint16) for shift in (0, 16)]
+    if type_ == "f16x2":
+        return [half.view(np.float16).astype(np.float64) for half in halves]
+    return [bf16_to_f32(half).astype(np.float64) for half in halves]
+
+
+def packed(function, type_):
+    """Apply `function` on float64 to both halves of f16x2 / bf16x2 words."""
+
+    def bits(values):
+        if type_ == "f16x2":
+            return values.astype(np.float16).view(np.uint16).astype(np.uint32)
+        return f32_to_bf16(_round_to_odd(values)).astype(np.uint32)
 
     def apply(*words):
-        out = []
-        for shift in (0, 16):
-            halves = [
-                ((w >> np.uint32(shift)) & np.uint32(0xFFFF)).astype(np.uint16) for w in words
-            ]
-            floats = [
-                h.view(np.float16).astype(np.float64)
-                if type_ == "f16x2"
-                else bf16_to_f32(h).astype(np.float64)
-                for h in halves
-            ]
-            value = function(*floats)
-            bits = (
-                value.astype(np.float16).view(np.uint16)
-                if type_ == "f16x2"
-                else f32_to_bf16(value.astype(np.float32))
-            )
-            out.append(bits.astype(np.uint32) << np.uint32(shift))
-        return out[0] | out[1]
+        low, high = zip(*(halves_of(w, type_) for w in words), strict=True)
+        return bits(function(*low)) | bits(function(*high)) << np.uint32(16)
 
     return apply
 
@@ -65,16 +110,28 @@ _EXACT = {"add", "sub", "mul", "min", "max", "abs", "neg", "sqrt", "div"}
 
 def _arith(instr, run, function, arity):
     type_ = type_of(instr.opcode)
+    if type_[0] in "su":
+        if "sat" in instr.opcode:
+            function = _saturated(function, type_)
+        return elementwise(instr, run, type_, function, arity)
+    way = _directed(instr.opcode)
+    if way:
+        exact = function
+
+        def function(*values):
+            return _toward(way, exact, values)
+
     function = _float_modifiers(instr.opcode, function)
     if type_ in ("f16x2", "bf16x2"):
-        return elementwise(instr, run, type_, _packed(function, type_), arity)
-    if type_ == "f32" and instr.opcode[0] in _EXACT:
+        return elementwise(instr, run, type_, packed(function, type_), arity)
+    if type_ == "f32" and (way or instr.opcode[0] in _EXACT):
         return elementwise(instr, run, type_, function, arity)
     if type_ in ("f16", "bf16", "f32"):
         dtype = np.float32 if type_ != "f16" else np.float16
 
         def wide(*a):
-            return np.asarray(function(*(np.asarray(v, np.float64) for v in a))).astype(dtype)
+            value = np.asarray(function(*(np.asarray(v, np.float64) for v in a)))
+            return _round_to_odd(value) if type_ == "bf16" else value.astype(dtype)
 
         return elementwise(instr, run, type_, wide, arity)
     return elementwise(instr, run, type_, function, arity)
@@ -120,7 +177,7 @@ _WIDER = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}
 @op("mul", "mad", "mul24", "mad24")
 def _mul(i, run, here):
     type_, arity = type_of(i.opcode), 2 if i.opcode[0].startswith("mul") else 3
-    if type_[0] in "fb" and type_ not in ("b16", "b32", "b64"):
+    if type_[0] in "fb":
         return _arith(
             i, run, (lambda a, b: a * b) if arity == 2 else (lambda a, b, c: a * b + c), arity
         )
@@ -163,17 +220,12 @@ def _div(i, run, here):
         return _arith(i, run, lambda a, b: a / b, 2)
 
     def divide(a, b):
-        safe = np.where(b == 0, 1, b)
-        quotient = (
-            (np.sign(a) * np.sign(safe) * (np.abs(a) // np.abs(safe))).astype(a.dtype)
-            if type_[0] == "s"
-            else a // safe
-        )
-        return (
-            np.where(b == 0, np.array(-1).astype(a.dtype), quotient)
-            if i.opcode[0] == "div"
-            else a - quotient * safe
-        )
+        safe = np.where(b == 0, b.dtype.type(1), b)
+        quotient = a // safe  # rounded down; PTX rounds toward zero
+        quotient = quotient + ((quotient * safe != a) & ((a < 0) != (safe < 0))).astype(a.dtype)
+        if i.opcode[0] == "rem":
+            return a - quotient * safe
+        return np.where(b == 0, np.array(-1).astype(a.dtype), quotient)
 
     return elementwise(i, run, type_, divide, 2)
 
@@ -189,3 +241,39 @@ for _name, _function in {
     "tanh": np.tanh,
 }.items():
     op(_name)(lambda i, run, here, f=_function: _arith(i, run, f, 1))
+
+
+@op("dp4a", "dp2a")
+def _dot(i, run, here):
+    """d = c + the dot product of 4 bytes with 4 (dp4a), or of 2 halves with 2 bytes (dp2a)."""
+    a_type, b_type = (part for part in i.opcode if part in SIZES)
+    a, b = source(i.operands[1], "b32", run), source(i.operands[2], "b32", run)
+    signed = "s32" if "s32" in (a_type, b_type) else "u32"
+    c, put = source(i.operands[3], signed, run), destination(i.operands[0], signed, run)
+    bytes_of = {"s32": np.int8, "u32": np.uint8}
+    first = bytes_of[a_type]
+    if i.opcode[0] == "dp2a":
+        first = {"s32": np.int16, "u32": np.uint16}[a_type]
+
+    def step(active, group):
+        left = np.ascontiguousarray(a(active)).view(first).reshape(active.size, -1)
+        right = np.ascontiguousarray(b(active)).view(bytes_of[b_type]).reshape(active.size, 4)
+        if i.opcode[0] == "dp2a":
+            right = right[:, 2:] if "hi" in i.opcode else right[:, :2]
+        total = (left.astype(np.int64) * right).sum(1) + c(active)
+        put(active, total.astype(NP[signed]))
+
+    return step
+
+
+@op("copysign")
+def _copysign(i, run, here):
+    return elementwise(i, run, type_of(i.opcode), lambda a, b: np.copysign(b, a), 2)
+
+
+@op("sad")
+def _sad(i, run, here):
+    def function(a, b, c):
+        return c + np.where(a < b, b - a, a - b)
+
+    return elementwise(i, run, type_of(i.opcode), function, 3)

@@ -95,10 +95,15 @@ def _lop3(i, run, here):
     return step
 
 
+def _low_ones(n: np.ndarray) -> np.ndarray:
+    ones = (np.uint64(1) << np.minimum(n, 63)) - np.uint64(1)
+    return np.where(n >= 64, np.uint64(2**64 - 1), ones)
+
+
 @op("bfe")
 def _bfe(i, run, here):
     type_ = type_of(i.opcode)
-    width = 8 * SIZES[type_]
+    width = np.uint64(8 * SIZES[type_])
     unsigned = "u" + type_[1:]
     a, pos, count = (
         source(i.operands[1], unsigned, run),
@@ -108,16 +113,11 @@ def _bfe(i, run, here):
     put = destination(i.operands[0], unsigned, run)
 
     def step(active, group):
-        x, p, n = (
-            a(active).astype(np.uint64),
-            (pos(active) & 0xFF).astype(np.uint64),
-            (count(active) & 0xFF).astype(np.uint64),
-        )
-        n = np.minimum(n, width)
-        mask = np.where(
-            n >= 64, np.uint64(2**64 - 1), (np.uint64(1) << np.minimum(n, 63)) - np.uint64(1)
-        )
-        value = np.where(p >= width, 0, x >> np.minimum(p, 63)) & mask
+        x, p = a(active).astype(np.uint64), (pos(active) & 0xFF).astype(np.uint64)
+        n = np.minimum((count(active) & 0xFF).astype(np.uint64), width)
+        inside = np.minimum(n, np.where(p >= width, 0, width - p))  # the rest is sign
+        mask = _low_ones(inside)
+        value = (x >> np.minimum(p, 63)) & mask
         if type_[0] == "s":
             top = np.minimum(p + n - 1, width - 1)
             sign = np.where(n == 0, 0, (x >> np.minimum(top, 63)) & np.uint64(1))
@@ -150,28 +150,66 @@ def _bfi(i, run, here):
     return step
 
 
-@op("popc", "clz", "brev", "ffs", "bfind")
+def _bit_length(x: np.ndarray) -> np.ndarray:
+    high = (x.astype(np.uint64) >> np.uint64(32)).astype(np.float64)
+    low = (x.astype(np.uint64) & np.uint64(0xFFFFFFFF)).astype(np.float64)
+    return np.where(high > 0, 32 + np.frexp(high)[1], np.frexp(low)[1])
+
+
+def _reverse(x: np.ndarray) -> np.ndarray:
+    width = 8 * x.dtype.itemsize
+    for shift in (1 << k for k in range(width.bit_length() - 1)):
+        mask = x.dtype.type(sum(1 << k for k in range(width) if not k & shift))
+        n = x.dtype.type(shift)
+        x = (x >> n & mask) | (x & mask) << n
+    return x
+
+
+@op("popc", "clz", "brev", "bfind")
 def _count_bits(i, run, here):
-    type_ = type_of(i.opcode)
+    type_, name = type_of(i.opcode), i.opcode[0]
     width = 8 * SIZES[type_]
     a = source(i.operands[1], type_, run)
-    put = destination(i.operands[0], "u32" if i.opcode[0] != "brev" else type_, run)
+    put = destination(i.operands[0], "u32" if name != "brev" else type_, run)
 
-    def one(v: int) -> int:
-        if i.opcode[0] == "popc":
-            return bin(v).count("1")
-        if i.opcode[0] == "clz":
-            return width - v.bit_length()
-        if i.opcode[0] == "bfind":
-            return v.bit_length() - 1 if v else 0xFFFFFFFF
-        return int(format(v, f"0{width}b")[::-1], 2)
+    def find(x):
+        x = np.where(x < 0, ~x, x) if type_[0] == "s" else x
+        top = _bit_length(x) - 1
+        return np.where(top < 0, -1, width - 1 - top if "shiftamt" in i.opcode else top)
+
+    function = {
+        "popc": np.bitwise_count,
+        "clz": lambda x: width - _bit_length(x),
+        "brev": _reverse,
+        "bfind": find,
+    }[name]
 
     def step(active, group):
-        put(
-            active,
-            np.array([one(int(v)) for v in a(active)], np.uint64).astype(
-                np.uint32 if i.opcode[0] != "brev" else NP[type_]
-            ),
-        )
+        value = function(a(active))
+        put(active, value if name == "brev" else value.astype(np.int64).astype(np.uint32))
+
+    return step
+
+
+def _nth_set(mask: int, base: int, offset: int) -> int:
+    """fns: the n-th set bit of `mask`, from bit `base` up (n > 0) or down (n < 0)."""
+    if offset == 0:
+        return base if mask >> base & 1 else 0xFFFFFFFF
+    places = range(base, 32) if offset > 0 else range(base, -1, -1)
+    found = [k for k in places if mask >> k & 1]
+    return found[abs(offset) - 1] if abs(offset) <= len(found) else 0xFFFFFFFF
+
+
+@op("fns")
+def _fns(i, run, here):
+    gets = [
+        source(o, type_, run)
+        for o, type_ in zip(i.operands[1:], ("u32", "u32", "s32"), strict=True)
+    ]
+    put = destination(i.operands[0], "b32", run)
+
+    def step(active, group):
+        lanes = zip(*(get(active).tolist() for get in gets), strict=True)
+        put(active, np.array([_nth_set(m, b & 31, n) for m, b, n in lanes], np.uint32))
 
     return step

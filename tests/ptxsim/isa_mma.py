@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from .dispatch import op
-from .isa_warp import whole_warps
+from .isa_warp import ALL, warp_sync, whole_warps
 from .syntax import SIZES, Vec
 from .values import NP, Unsupported, bf16_to_f32, destination, source
 
@@ -79,6 +79,13 @@ def sparse_columns(
     return full
 
 
+def kept_products(kept: np.ndarray, indices: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The sparse product place by place: what is not kept does not meet an infinity, as 0 * inf would."""
+    column = np.arange(kept.shape[-1]) // 2 * 4 + indices
+    picked = right[np.arange(len(right))[:, None, None], column]  # [warps, 16, K/2, 8]
+    return (kept[..., None] * picked).sum(2)
+
+
 def _fields(word: np.ndarray, n: int) -> np.ndarray:
     return (word[..., None] >> (2 * np.arange(n, dtype=np.uint32))) & 3
 
@@ -122,7 +129,8 @@ class BadMetadata(ValueError):
 def check_metadata(meta: np.ndarray, selector: int, columns: int, type_: str) -> None:
     """Both indices of every group of four must increase; the nibble that does not is named.
 
-    `mma.sp::ordered_metadata` demands it; plain `mma.sp` has undefined speed or results without.
+    `mma.sp::ordered_metadata` demands it; plain `mma.sp` is held to it too, so that a kernel can
+    change from one to the other.
     """
     for lane, _, _, shift, count in _metadata_places(selector, columns, type_):
         word = meta[:, lane::4] >> np.uint32(shift)
@@ -162,11 +170,16 @@ def _mma(i, run, here):
         if sparse:
             words = meta(active).reshape(-1, 32)
             check_metadata(words, selector, left.shape[-1], a_type)
-            left = sparse_columns(metadata_indices(words, selector, left.shape[-1], a_type), left)
+            indices = metadata_indices(words, selector, left.shape[-1], a_type)
+            kept, left = left, sparse_columns(indices, left)
         if left.shape[-1] != k or right.shape[1] != k:
             raise Unsupported(f"{shape} with {len(a)} and {len(b)} registers of {a_type}")
         # float64 holds every product and every integer sum exactly
-        total = np.matmul(left, right) + _accumulators(read(gets_c, active), c_type)
+        if sparse and not np.isfinite(right).all():
+            total = kept_products(kept, indices, right)
+        else:
+            total = np.matmul(left, right)
+        total = total + _accumulators(read(gets_c, active), c_type)
         if d_type == "s32":
             limits = np.iinfo(np.int32)
             total = total.clip(limits.min, limits.max) if "satfinite" in i.opcode else total
@@ -174,4 +187,4 @@ def _mma(i, run, here):
         for put, words in zip(puts, _results(total, d_type), strict=True):
             put(active, words)
 
-    return step
+    return warp_sync(step, ALL, run, here)

@@ -6,7 +6,7 @@ import numpy as np
 
 from .dispatch import op
 from .memory import MemoryFault
-from .syntax import Pair, Vec
+from .syntax import Imm, Pair, Vec
 from .values import NP, Unsupported, address_of, destination, source, type_of
 
 
@@ -23,82 +23,95 @@ def whole_warps(run, active: np.ndarray) -> np.ndarray:
     return active.reshape(-1, 32)
 
 
-def _by_warp(run, active):
-    order = np.argsort(run.warp_of[active] * 32 + run.lane_in_warp[active], kind="stable")
-    lanes = active[order]
-    _, start, counts = np.unique(run.warp_of[lanes], return_index=True, return_counts=True)
-    return [lanes[s : s + c] for s, c in zip(start, counts, strict=True)]
+def _matrix(run, lanes: np.ndarray, values, dtype) -> np.ndarray:
+    """[warps, 32] with `values` at `lanes` and 0 elsewhere."""
+    out = np.zeros((run.warps, 32), dtype)
+    out[run.warp_of[lanes], run.lane_in_warp[lanes]] = values
+    return out
+
+
+def _bits(matrix: np.ndarray) -> np.ndarray:
+    """[warps, 32] booleans -> [warps] words."""
+    return (matrix.astype(np.uint32) << np.arange(32, dtype=np.uint32)).sum(1, dtype=np.uint32)
+
+
+def warp_sync(step, mask_operand, run, here: int):
+    """Run `step` once every living thread of the mask is here; until then those that are wait."""
+    mask = source(mask_operand, "u32", run)
+
+    def gathered(active, group):
+        if active is not run.every:
+            warp = run.warp_of[active]
+            present = _bits(_matrix(run, active, True, bool))[warp]
+            alive = _bits(_matrix(run, run.every, run.alive(), bool))[warp]
+            wanted = mask(active)
+            if not (wanted >> run.lane_in_warp[active] & 1).all():
+                raise Divergence("a thread executes a warp instruction whose mask leaves it out")
+            missing = wanted & alive & ~present != 0
+            if missing.any():
+                if not missing.all():
+                    step(active[~missing], group)
+                return run.gather(active[missing], group, here)
+        return step(active, group)
+
+    return gathered
+
+
+ALL = Imm(0xFFFFFFFF)
 
 
 @op("shfl")
 def _shfl(i, run, here):
-    mode = i.opcode[2] if i.opcode[1] == "sync" else i.opcode[1]
-    to = i.operands[0].first if isinstance(i.operands[0], Pair) else i.operands[0]
-    put = destination(to, "b32", run)
-    put_valid = (
-        destination(i.operands[0].second, "pred", run) if isinstance(i.operands[0], Pair) else None
-    )
+    mode = next(part for part in i.opcode if part in ("up", "down", "bfly", "idx"))
+    pair = isinstance(i.operands[0], Pair)
+    put = destination(i.operands[0].first if pair else i.operands[0], "b32", run)
+    put_valid = destination(i.operands[0].second, "pred", run) if pair else None
     a, b, c = (source(o, "u32", run) for o in i.operands[1:4])
 
     def step(active, group):
-        lane = run.lane_in_warp[active].astype(np.int64)
+        warp = run.pick(run.warp_of, active)
+        lane = run.pick(run.lane_in_warp, active).astype(np.int64)
         bval, cval = b(active).astype(np.int64) & 31, c(active).astype(np.int64)
         segment, clamp = (cval >> 8) & 31, cval & 31
         low, high = lane & segment, (lane & segment) | (clamp & ~segment & 31)
-        if mode == "up":
-            from_, valid = lane - bval, lane - bval >= high
-        elif mode == "down":
-            from_, valid = lane + bval, lane + bval <= high
-        elif mode == "bfly":
-            from_, valid = lane ^ bval, (lane ^ bval) <= high
-        else:
-            from_, valid = low | (bval & ~segment & 31), (low | (bval & ~segment & 31)) <= high
+        from_ = {
+            "up": lane - bval,
+            "down": lane + bval,
+            "bfly": lane ^ bval,
+            "idx": low | (bval & ~segment & 31),
+        }[mode]
+        valid = from_ >= high if mode == "up" else from_ <= high
         from_ = np.where(valid, from_, lane)
-        lane_id = np.full((run.warp_size_of.size, 32), -1, np.int64)
-        values = np.zeros((run.warp_size_of.size, 32), np.uint32)
-        lane_id[run.warp_of[active], lane] = active
-        values[run.warp_of[active], lane] = a(active)
-        if (lane_id[run.warp_of[active], from_] < 0).any():
-            raise Divergence("shfl reads a thread that does not take part")
-        put(active, values[run.warp_of[active], from_])
+        values = _matrix(run, active, a(active), np.uint32)
+        if active is not run.every or run.lanes != 32 * run.warps:
+            here_ = _matrix(run, active, True, bool)
+            if not here_[warp, from_].all():
+                raise Divergence("shfl reads a thread that does not take part")
+        put(active, values[warp, from_])
         if put_valid:
             put_valid(active, valid)
 
-    return step
+    return warp_sync(step, i.operands[4], run, here)
 
 
 @op("vote")
 def _vote(i, run, here):
-    mode = i.opcode[2] if i.opcode[1] == "sync" else i.opcode[1]
+    mode = next(part for part in i.opcode if part in ("ballot", "all", "any", "uni"))
     get = source(i.operands[1], "pred", run)
     put = destination(i.operands[0], "b32" if mode == "ballot" else "pred", run)
 
     def step(active, group):
-        true = get(active)
-        index = {int(lane): k for k, lane in enumerate(active)}
-        for lanes in _by_warp(run, active):
-            votes = true[[index[int(lane)] for lane in lanes]]
-            if mode == "ballot":
-                bits = sum(
-                    1 << int(run.lane_in_warp[lane])
-                    for lane, vote in zip(lanes, votes, strict=True)
-                    if vote
-                )
-                put(lanes, np.full(lanes.size, bits, np.uint32))
-            else:
-                put(
-                    lanes,
-                    np.full(
-                        lanes.size,
-                        {
-                            "all": votes.all(),
-                            "any": votes.any(),
-                            "uni": votes.all() or not votes.any(),
-                        }[mode],
-                    ),
-                )
+        ones = _bits(_matrix(run, active, get(active), bool))
+        every = _bits(_matrix(run, active, True, bool))
+        result = {
+            "ballot": ones,
+            "all": ones == every,
+            "any": ones != 0,
+            "uni": (ones == every) | (ones == 0),
+        }[mode]
+        put(active, result[run.pick(run.warp_of, active)])
 
-    return step
+    return warp_sync(step, i.operands[2], run, here)
 
 
 @op("activemask")
@@ -106,13 +119,31 @@ def _activemask(i, run, here):
     put = destination(i.operands[0], "b32", run)
 
     def step(active, group):
-        for lanes in _by_warp(run, active):
-            put(
-                lanes,
-                np.full(lanes.size, sum(1 << int(l) for l in run.lane_in_warp[lanes]), np.uint32),
-            )
+        here_ = _bits(_matrix(run, active, True, bool))
+        put(active, here_[run.pick(run.warp_of, active)])
 
     return step
+
+
+@op("match")
+def _match(i, run, here):
+    pair = isinstance(i.operands[0], Pair)
+    put = destination(i.operands[0].first if pair else i.operands[0], "b32", run)
+    put_all = destination(i.operands[0].second, "pred", run) if pair else None
+    get = source(i.operands[1], type_of(i.opcode), run)
+
+    def step(active, group):
+        warp = run.pick(run.warp_of, active)
+        value = get(active)
+        values = _matrix(run, active, value, value.dtype)
+        there = _matrix(run, active, True, bool)
+        same = (values[warp] == value[:, None]) & there[warp]
+        everyone = (same == there[warp]).all(1)
+        put(active, _bits(same) if "any" in i.opcode else np.where(everyone, _bits(same), 0))
+        if put_all:
+            put_all(active, everyone)
+
+    return warp_sync(step, i.operands[2], run, here)
 
 
 @op("redux")
@@ -129,21 +160,26 @@ def _redux(i, run, here):
     get, put = source(i.operands[1], type_, run), destination(i.operands[0], type_, run)
 
     def step(active, group):
-        for lanes in _by_warp(run, active):
-            put(lanes, np.full(lanes.size, reduce.reduce(get(lanes)), NP[type_]))
+        warp = run.pick(run.warp_of, active)
+        first = np.flatnonzero(np.concatenate(([True], warp[1:] != warp[:-1])))
+        totals = reduce.reduceat(get(active), first, dtype=NP[type_])
+        put(active, np.repeat(totals, np.diff(np.append(first, warp.size))))
 
-    return step
+    return warp_sync(step, i.operands[2], run, here)
 
 
 @op("elect")
 def _elect(i, run, here):
     put = destination(i.operands[0].second, "pred", run)
+    put_leader = destination(i.operands[0].first, "b32", run)
 
     def step(active, group):
-        for lanes in _by_warp(run, active):
-            put(lanes, run.lane_in_warp[lanes] == run.lane_in_warp[lanes].min())
+        there = _matrix(run, active, True, bool)
+        leader = there.argmax(1).astype(np.uint32)[run.pick(run.warp_of, active)]
+        put(active, run.pick(run.lane_in_warp, active) == leader)
+        put_leader(active, leader)
 
-    return step
+    return warp_sync(step, i.operands[1], run, here)
 
 
 @op("ldmatrix", "stmatrix")
@@ -174,7 +210,7 @@ def _ldmatrix(i, run, here):
         for k, put in enumerate(ends):  # lane l of tile k: row l / 4, word l % 4
             put(active, words[:, k].ravel())
 
-    return step
+    return warp_sync(step, ALL, run, here)
 
 
 def _transposed(words: np.ndarray) -> np.ndarray:

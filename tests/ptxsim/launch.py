@@ -40,7 +40,7 @@ class Launch:
         self.warps_per_block = -(-threads // 32)
         self.warp_of = self.block_of * self.warps_per_block + self.thread_of // 32
         self.lane_in_warp = (self.thread_of % 32).astype(np.uint32)
-        self.warp_size_of = np.bincount(self.warp_of)
+        self.warps = self.warps_per_block * blocks
         self.special = self._special_registers()
         self.registers = {
             r.name: np.zeros(n, bool if r.size == 1 else f"u{r.size}")
@@ -142,6 +142,8 @@ class Launch:
             raise LaunchError(f"{self.kernel.name} takes {len(params)} parameters, got {len(args)}")
         args += [0] * (len(params) - len(args))  # Triton appends scratch pointers
         end = max((p.offset + p.size for p in params), default=0)
+        if end > 32_764:
+            raise LaunchError(f"{end} bytes of parameters; the limit is 32764")
         space = Space("param", end, True)
         for p, arg in zip(params, args, strict=True):
             if isinstance(arg, Pointer):

@@ -30,7 +30,8 @@ from .values import Unsupported
 
 #: importing these modules registers their instructions with `dispatch`
 INSTRUCTION_SETS = (isa_arith, isa_bits, isa_control, isa_convert, isa_memory, isa_mma)
-RUNNING, WAITING, EXITED = 0, 1, 2
+RUNNING, WAITING, EXITED, GATHERING = 0, 1, 2, 3
+PATIENCE = 500  # rounds of one loop before other warps overtake it
 FAULTS = (BadMetadata, MemoryFault, Divergence, RaceError, Unsupported)
 
 
@@ -84,8 +85,11 @@ class Device:
         if isinstance(module, str):
             module = parse(module)
         run = Run(self, module, module.kernels[name], dim3(grid), dim3(block), args, shared)
-        run.execute(max_steps)
-        return run.counts
+        try:
+            run.execute(max_steps)
+            return run.counts
+        finally:
+            run.release()
 
 
 class Run(Launch):
@@ -101,6 +105,8 @@ class Run(Launch):
         self.waits_on = np.zeros(self.lanes, np.int64)
         self.needs = np.zeros(self.lanes, np.int64)
         self.async_copies = AsyncCopies(self)
+        self.gathering = False
+        self.rounds, self.waiting_at = 0, -1
         self.arrived = np.zeros(self.blocks * 16, np.int64)
         self.votes = np.zeros(self.lanes, bool)
         self.reductions: list = []
@@ -108,7 +114,7 @@ class Run(Launch):
         self.warp_races = WarpRaces(self) if device.racecheck else None
         several = device.global_racecheck and self.blocks > 1
         self.block_races = BlockRaces(self) if several else None
-        self.program = [compile_instr(instr, self) for instr in kernel.code]
+        self.program: list = [None] * len(kernel.code)  # compiled when first executed
 
     def execute(self, max_steps: int) -> None:
         """Run until every lane has exited."""
@@ -120,12 +126,17 @@ class Run(Launch):
                     self._run_lowest(running)
                 elif not self._release_barriers():
                     break
+        self._refuse_gathered()
         if (self.status != EXITED).any():
             places = np.unique(self.pc[self.status != EXITED], return_counts=True)
             where = {int(pc): int(count) for pc, count in zip(*places, strict=True)}
             raise ExecutionError(f"deadlock: threads wait at a barrier that others left: {where}")
         if self.device.stats:
             self.counting.finish()
+
+    def release(self) -> None:
+        """Drop the arrays now: the compiled steps refer to the run, and a cycle would keep them."""
+        vars(self).clear()
 
     def _lanes(self, mask: np.ndarray) -> np.ndarray:
         return self.every if mask.all() else np.flatnonzero(mask)
@@ -138,6 +149,13 @@ class Run(Launch):
         group, stop = running, end + 1
         if not here.all():
             group, stop = running[here], int(pcs[~here].min())
+            if self._spins(stop):
+                others = running[~np.isin(self.warp_of[running], self.warp_of[group])]
+                if others.size:
+                    self._run_lowest(others)
+                    return
+        if self.gathering:
+            group, stop = self._join(pc, group, stop)
         while pc < stop:
             if pc >= end:
                 self.status[group] = EXITED
@@ -151,6 +169,44 @@ class Run(Launch):
                 return
         self.pc[group] = pc
 
+    def _spins(self, waiting_at: int) -> bool:
+        """Whether the lowest lanes loop so long that they may wait for those at `waiting_at`."""
+        self.rounds = self.rounds + 1 if waiting_at == self.waiting_at else 0
+        self.waiting_at = waiting_at
+        return self.rounds > 0 and self.rounds % PATIENCE == 0
+
+    def gather(self, lanes: np.ndarray, group: np.ndarray, here: int) -> bool:
+        """Hold lanes at a warp instruction until the rest of their warp comes there too."""
+        self.pc[group] = here + 1
+        self.pc[lanes] = here
+        self.status[lanes] = GATHERING
+        self.gathering = True
+        return True
+
+    def _join(self, pc: int, group: np.ndarray, stop: int) -> tuple[np.ndarray, int]:
+        """Lanes held at `pc` run with those that arrive; the run ends where others are held."""
+        held = np.flatnonzero(self.status == GATHERING)
+        at = self.pc[held]
+        joined, later = held[at == pc], at[at > pc]
+        self.status[joined] = RUNNING
+        self.gathering = joined.size < held.size
+        if joined.size:
+            group = np.sort(np.concatenate((group, joined)))
+        return group, min(stop, int(later.min())) if later.size else stop
+
+    def _refuse_gathered(self) -> None:
+        held = np.flatnonzero(self.status == GATHERING)
+        if held.size:
+            instr = self.kernel.code[int(self.pc[held[0]])]
+            warp = int(self.warp_of[held[0]])
+            raise Divergence(
+                f"{int((self.warp_of[held] == warp).sum())} threads of warp {warp} wait for the rest"
+                f"\n  in {self.kernel.name}, PTX line {instr.line}: {instr.text}"
+            )
+
+    def alive(self) -> np.ndarray:
+        return self.status != EXITED
+
     def _step(self, pc: int, group: np.ndarray):
         instr, active = self.kernel.code[pc], group
         if instr.guard is not None:
@@ -160,11 +216,16 @@ class Run(Launch):
             if not active.size and instr.opcode[0] != "bra":
                 return None
         try:
-            moved = self.program[pc](active, group)
+            step = self.program[pc]
+            if step is None:
+                step = self.program[pc] = compile_instr(instr, self)
+            moved = step(active, group)
         except FAULTS as fault:
             raise type(fault)(
                 f"{fault}\n  in {self.kernel.name}, PTX line {instr.line}: {instr.text}"
             ) from None
+        if self.gathering:
+            active = active[self.status[active] != GATHERING]
         if active.size:
             self.counting.warps_at[pc] += self.counting.warps(active)
         return moved
@@ -189,7 +250,7 @@ class Run(Launch):
         self._release_barriers()
         return True
 
-    def arrive(self, active, barrier: np.ndarray, count) -> None:
+    def arrive(self, active, barrier: np.ndarray) -> None:
         """Count lanes as arrived without blocking them; whoever waits must give the same count."""
         np.add.at(self.arrived, self.block_of[active] * 16 + barrier, 1)
         self._release_barriers()
@@ -255,19 +316,31 @@ class Run(Launch):
             id(where)
         )
 
-    def load(self, space: str, address: np.ndarray, lanes: np.ndarray, size: int) -> np.ndarray:
+    def load(
+        self, space: str, address: np.ndarray, lanes: np.ndarray, size: int, strong: bool = False
+    ) -> np.ndarray:
+        """`strong`: an acquire, release or relaxed access, which orders as an atomic does."""
         where, offsets = self.locate(space, address, lanes)
         found = where.load(offsets, size)
         races = self.races_of(where)
-        if races and lanes.size:
+        if strong:
+            self.order_atomic(where, offsets, lanes, size)
+        elif races and lanes.size:
             races.read(offsets, lanes, size)
         return found
 
-    def store(
-        self, space: str, address: np.ndarray, lanes: np.ndarray, values: np.ndarray, size: int
-    ) -> None:
+    def store(self, space: str, address, lanes, values, size: int, strong: bool = False) -> None:
         where, offsets = self.locate(space, address, lanes)
         where.store(offsets, values, size)
         races = self.races_of(where)
-        if races and lanes.size:
+        if strong:
+            self.order_atomic(where, offsets, lanes, size)
+        elif races and lanes.size:
             races.write(offsets, lanes, size)
+
+    def order_atomic(self, where: Space, offsets, lanes, size: int) -> None:
+        """An atomic access: it races with plain ones only, and on global memory orders its block."""
+        races = self.races_of(where)
+        if races and lanes.size:
+            races.order(lanes)
+            races.atomic(offsets, lanes, size)

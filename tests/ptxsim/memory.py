@@ -8,6 +8,7 @@ uninitialised access is an error that names the instruction, as a memory checker
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def rows(array: np.ndarray, size: int) -> np.ndarray:
     return array.view(_UINT[size]) if size <= 8 else array.view(np.uint64).reshape(-1, size // 8)
 
 
+@cache
 def pattern(byte: int, size: int):
     """`byte` repeated over a word of `size` bytes (8 at most)."""
     size = min(size, 8)
@@ -72,8 +74,10 @@ class Space:
     ):
         size = -(-max(size, 32) // 32) * 32
         self.name = name
-        self.bytes = np.full(size, poison, np.uint8)
-        self.shadow = np.full(size, ALLOCATED if allocated else 0, np.uint8)
+        self.bytes, self.shadow = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+        if allocated:
+            self.bytes[:], self.shadow[:] = poison, ALLOCATED
+        self.poison = poison
         self._words = {n: rows(self.bytes, n) for n in SIZES}
         self._shadows = {n: rows(self.shadow, n) for n in SIZES}
         self._wanted = ALLOCATED | WRITTEN if initcheck else ALLOCATED
@@ -141,6 +145,7 @@ class GlobalMemory(Space):
         if self._top > self.bytes.size:
             raise MemoryError("simulated global memory is full; give Device a larger `memory`")
         self.shadow[offset : offset + nbytes] = ALLOCATED | WRITTEN if written else ALLOCATED
+        self.bytes[offset : offset + nbytes] = self.poison
         return GLOBAL_BASE + offset
 
     @property

@@ -59,6 +59,16 @@ _VAR = re.compile(
 )
 
 
+def _initial(text: str, size: int) -> bytes:
+    """The bytes of one initial value; addresses of other variables are not supported."""
+    if re.fullmatch(r"0[fFdD][0-9a-fA-F]+", text):
+        return int(text[2:], 16).to_bytes(size, "little")
+    try:
+        return (number(text) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+    except ValueError:
+        raise PtxSyntaxError(f"cannot read the initial value {text!r}") from None
+
+
 def _variable(text: str) -> Variable | None:
     m = _VAR.match(text)
     if not m:
@@ -70,12 +80,10 @@ def _variable(text: str) -> Variable | None:
     size = SIZES[type_]
     data = None
     if init:
-        values = [
-            number(v.strip())
-            for v in init.strip().strip("{}").split(",")
-            if re.fullmatch(r"\s*-?\w+\s*", v)
-        ]
-        data = b"".join((v & ((1 << 8 * size) - 1)).to_bytes(size, "little") for v in values)
+        values = (
+            _initial(v.strip(), size) for v in init.replace("{", "").replace("}", "").split(",")
+        )
+        data = b"".join(values)
     return Variable(name, space, int(align or size), size * count, data)
 
 
@@ -112,7 +120,7 @@ def _body(kernel: Kernel, text: str, first_line: int) -> None:
         elif kind == "label":
             kernel.labels[statement] = len(kernel.code)
         elif statement.startswith(".reg"):
-            m = re.match(r"\.reg\s+(?:\.v[24]\s+)?\.(\w+)\s+(.*)", statement, re.S)
+            m = re.match(r"\.reg\s*(?:\.v[24]\s*)?\.(\w+)\s+(.*)", statement, re.S)
             size = SIZES[m.group(1)]
             for name in m.group(2).split(","):
                 name = name.strip()

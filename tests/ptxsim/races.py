@@ -17,14 +17,18 @@ class RaceError(RuntimeError):
 
 
 class Races:
-    """The last plain reader, plain writer and atomic user of every byte of a space."""
+    """The last plain reader, plain writer and atomic user of every piece of a space.
+
+    A piece is as large as the smallest access so far; at first 16 bytes.
+    """
 
     what, party = "", ""
 
     def __init__(self, run, size: int):
-        self.run = run
-        self.writes, self.reads = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        self.atoms: np.ndarray | None = None
+        self.run, self.piece, self.shift = run, 16, 4
+        self.pieces = -(-size // 16)
+        self.writes, self.reads, self.atoms = (np.zeros(self.pieces, np.int64) for _ in range(3))
+        self.used: set[str] = set()
 
     def mine(self, lanes: np.ndarray) -> np.ndarray:
         """The entry that an access of `lanes` leaves now."""
@@ -34,47 +38,67 @@ class Races:
         """Where an entry is of somebody else, and nothing orders it before `mine`."""
         raise NotImplementedError
 
+    def order(self, lanes: np.ndarray) -> None:
+        """`lanes` are about to do an atomic access."""
+
     def read(self, offsets, lanes, size) -> None:
-        mine = self.mine(lanes)[:, None]
-        self._check(offsets, size, mine, (self.writes, self.atoms), "read")
-        self._note(self.reads, offsets, size, mine)
+        at, mine = self._places(offsets, size), self.mine(lanes)[:, None]
+        self._check(at, mine, ("writes", "atoms"), "read")
+        self._note("reads", at, mine)
 
     def write(self, offsets, lanes, size) -> None:
-        mine = self.mine(lanes)[:, None]
-        self._check(offsets, size, mine, (self.reads, self.writes, self.atoms), "written")
-        self.writes.reshape(-1, size)[offsets >> (size.bit_length() - 1)] = mine
-        self._check(offsets, size, mine, (self.writes,), "written")  # by two in this very access
+        at, mine = self._places(offsets, size), self.mine(lanes)[:, None]
+        self._check(at, mine, ("reads", "writes", "atoms"), "written")
+        self.used.add("writes")
+        self.writes[at] = mine
+        self._check(at, mine, ("writes",), "written")  # by two in this very access
 
     def atomic(self, offsets, lanes, size) -> None:
         """Atomic accesses race with plain ones only."""
-        mine = self.mine(lanes)[:, None]
-        self._check(offsets, size, mine, (self.reads, self.writes), "used atomically")
-        if self.atoms is None:
-            self.atoms = np.zeros(self.writes.size, np.int64)
-        self._note(self.atoms, offsets, size, mine)
+        at, mine = self._places(offsets, size), self.mine(lanes)[:, None]
+        self._check(at, mine, ("reads", "writes"), "used atomically")
+        self._note("atoms", at, mine)
 
-    def _check(self, offsets, size, mine, tables, verb) -> None:
-        at = offsets >> (size.bit_length() - 1)
-        for table in tables:
-            if table is None:
+    def _places(self, offsets, size) -> np.ndarray:
+        """[lanes, n] indices of the pieces that each lane touches."""
+        if size < self.piece:
+            self._refine(size)
+        first = (offsets >> self.shift)[:, None]
+        return first if size == self.piece else first + np.arange(size >> self.shift)
+
+    def _refine(self, piece: int) -> None:
+        times = self.piece // piece
+        self.piece, self.shift, self.pieces = piece, piece.bit_length() - 1, self.pieces * times
+        for name in ("writes", "reads", "atoms"):
+            old = getattr(self, name)
+            fine = np.repeat(old, times) if name in self.used else np.zeros(self.pieces, np.int64)
+            setattr(self, name, fine)
+
+    def _check(self, at, mine, tables: tuple[str, ...], verb: str) -> None:
+        for name in tables:
+            if name not in self.used:
                 continue
-            bad = self.conflicts(table.reshape(-1, size)[at], mine)
+            bad = self.conflicts(getattr(self, name)[at], mine)
             if bad.any():
-                lane, byte = (int(k[0]) for k in np.nonzero(bad))
+                lane, column = (int(k[0]) for k in np.nonzero(bad))
+                byte = self.name_of(int(at[lane, column]) << self.shift)
                 who = (int(mine[lane, 0]) & SEVERAL) - 1
-                other = {id(self.reads): "read", id(self.writes): "wrote"}.get(id(table), "changed")
+                other = {"reads": "read", "writes": "wrote", "atoms": "changed"}[name]
                 raise RaceError(
-                    f"{self.what} byte {self.name_of(int(offsets[lane]) + byte)} {verb} by "
-                    f"{self.party} {who}; another {self.party} {other} it and nothing orders the two"
+                    f"{self.what} byte {byte} {verb} by {self.party} {who};"
+                    f" another {self.party} {other} it and nothing orders the two"
                 )
 
-    def _note(self, table, offsets, size, mine) -> None:
-        """Leave `mine` in the table; where several use a byte, at one time, leave SEVERAL."""
-        rows, at = table.reshape(-1, size), offsets >> (size.bit_length() - 1)
-        new = np.where(self.conflicts(rows[at], mine), mine | SEVERAL, mine)
-        rows[at] = new
-        met = (rows[at] != new).any(1)  # two lanes of one access share all its bytes or none
-        rows[at[met]] = mine[met] | SEVERAL
+    def _note(self, name: str, at, mine) -> None:
+        """Leave `mine` in the table; where several use a piece, at one time, leave SEVERAL."""
+        table, new = getattr(self, name), mine
+        if name in self.used:
+            new = np.where(self.conflicts(table[at], mine), mine | SEVERAL, mine)
+        self.used.add(name)
+        table[at] = new
+        met = (table[at] != new).any(1)  # two lanes of one access share all its pieces or none
+        if met.any():
+            table[at[met]] = mine[met] | SEVERAL
 
     def name_of(self, offset: int) -> int:
         return offset

@@ -25,6 +25,7 @@ class Counting:
         self.counts = Stats()
         self.touched: dict[str, np.ndarray] = {}
         self.warps_at = np.zeros(len(run.kernel.code), np.int64)
+        self._known: dict[tuple[int, bytes], tuple[int, int]] = {}
         self._last: tuple[np.ndarray | None, int] = (None, 0)
 
     def warps(self, lanes: np.ndarray) -> int:
@@ -58,6 +59,19 @@ class Counting:
         self.counts[f"global.{kind}.requests"] += 1 + int(np.count_nonzero(warp[1:] != warp[:-1]))
 
     def _wavefronts(self, kind: str, offsets, lanes, nbytes: int) -> None:
+        key = None
+        if lanes is self.run.every:  # loops ask the same again and again
+            key = (nbytes, offsets.tobytes())
+        found = self._known.get(key)
+        if found is None:
+            found = self._count_wavefronts(offsets, lanes, nbytes)
+            if key is not None and len(self._known) < 1000:
+                self._known[key] = found
+        self.counts[f"shared.{kind}.wavefronts"] += found[0]
+        self.counts[f"shared.{kind}.ideal"] += found[1]
+        self.counts[f"shared.{kind}.bytes"] += nbytes * lanes.size
+
+    def _count_wavefronts(self, offsets, lanes, nbytes: int) -> tuple[int, int]:
         """Each 128 bytes of a warp's request are a pass, and a bank gives one word of it a time."""
         pick, run = self.run.pick, self.run
         word = offsets >> 2
@@ -73,9 +87,7 @@ class Counting:
         index = np.concatenate(([0], np.cumsum(group[1:] != group[:-1])))
         groups = int(index[-1]) + 1
         banks = np.bincount((index << 5) + (key & 31), minlength=groups * 32).reshape(-1, 32)
-        self.counts[f"shared.{kind}.wavefronts"] += int(banks.max(1).sum())
-        self.counts[f"shared.{kind}.ideal"] += groups
-        self.counts[f"shared.{kind}.bytes"] += nbytes * lanes.size
+        return int(banks.max(1).sum()), groups
 
     def finish(self) -> None:
         """The counts that are known only when the launch has ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.ptxsim import Device
+from tests.ptxsim import Device, MemoryFault, RaceError
 from tests.ptxsim.compile import compile_cuda, have_nvcc
 
 pytestmark = pytest.mark.skipif(not have_nvcc(), reason="nvcc is not installed")
@@ -88,9 +88,23 @@ def launch(text: str, m=128, n=128, k=256, device=None):
 
 
 def test_values_and_counts():
-    stats, actual, expected = launch(source(wait="1"))
+    stats, actual, expected = launch(source())
     np.testing.assert_array_equal(actual, expected)
     assert stats["global.load.footprint"] == 2 * 2 * 128 * 256  # each operand once
     assert stats["global.load.bytes"] == 2 * stats["global.load.footprint"]  # two blocks read it
     assert stats["global.store.footprint"] == stats["global.store.bytes"] == 4 * 128 * 128
     assert stats["shared.load.wavefronts"] == stats["shared.load.ideal"]  # the swizzle works
+
+
+@pytest.mark.parametrize(
+    "wrong, fault, message",
+    [
+        ({"before": ""}, RaceError, "written by warp"),  # the next copy overtakes a slow warp
+        ({"after": ""}, RaceError, "read by warp"),  # another thread's copy is not awaited
+        ({"wait": "2"}, MemoryFault, "in flight"),
+    ],
+    ids=["no barrier before the copy", "no barrier after the wait", "waits for too little"],
+)
+def test_missing_synchronisation_is_found(wrong, fault, message):
+    with pytest.raises(fault, match=message):
+        launch(source(**wrong))

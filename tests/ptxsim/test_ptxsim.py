@@ -1,30 +1,18 @@
 """The simulator against kernels compiled here by nvcc: what it computes, finds and counts."""
 
-import shutil
-import subprocess
+from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.ptxsim import Device, Divergence, ExecutionError, MemoryFault, RaceError, parse
+from tests.ptxsim import Device, Divergence, MemoryFault, RaceError
+from tests.ptxsim.compile import compile_cuda, have_nvcc
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-
-
-def build(tmp_path, body: str, arch: str = "sm_80"):
-    source, out = tmp_path / "k.cu", tmp_path / "k.ptx"
-    source.write_text("#include <cuda_fp16.h>\n#include <cstdint>\n" + body)
-    subprocess.run(
-        ["nvcc", f"-arch={arch}", "-ptx", str(source), "-o", str(out)],
-        check=True,
-        capture_output=True,
-    )
-    return parse(out.read_text())
+pytestmark = pytest.mark.skipif(not have_nvcc(), reason="nvcc is not installed")
 
 
-def test_reduction_with_divergence_shuffles_and_atomics(tmp_path):
-    module = build(
-        tmp_path,
+def test_reduction_with_divergence_shuffles_and_atomics():
+    module = compile_cuda(
         """
     extern "C" __global__ void total(const float* x, float* out, int n) {
         __shared__ float part[8];
@@ -58,19 +46,16 @@ def test_reduction_with_divergence_shuffles_and_atomics(tmp_path):
         ),
     ],
 )
-def test_faults_are_found(tmp_path, bad, fault):
-    module = build(
-        tmp_path, 'extern "C" __global__ void k(const float* x, float* out) {' + bad + "}"
-    )
+def test_faults_are_found(bad, fault):
+    module = compile_cuda('extern "C" __global__ void k(const float* x, float* out) {' + bad + "}")
     device = Device()
     x, out = device.upload(np.ones(64, np.float32)), device.empty(64, np.float32)
     with pytest.raises(fault):
         device.launch(module, "k", 1, 64, [x, out])
 
 
-def test_uncoalesced_and_conflicting_accesses_are_counted(tmp_path):
-    module = build(
-        tmp_path,
+def test_uncoalesced_and_conflicting_accesses_are_counted():
+    module = compile_cuda(
         """
     extern "C" __global__ void k(const float* x, float* out, int stride) {
         __shared__ float s[32 * 32];
@@ -92,93 +77,6 @@ def test_uncoalesced_and_conflicting_accesses_are_counted(tmp_path):
     assert stats["shared.load.wavefronts"] == 32 * 32 and stats["shared.load.ideal"] == 32
 
 
-@pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_sparse_tensor_core(tmp_path, dtype):
-    module = build(
-        tmp_path,
-        """
-    extern "C" __global__ void k(const uint32_t* A, const uint32_t* B, const uint32_t* E, float* C) {
-        int lane = threadIdx.x, g = lane / 4, t = lane % 4;
-        uint32_t a[4], b[4], e = E[lane]; float d[4] = {};
-        for (int r = 0; r < 4; ++r) a[r] = A[(g + 8 * (r % 2)) * 8 + t + 4 * (r / 2)];
-        for (int r = 0; r < 4; ++r) b[r] = B[g * 16 + t + 4 * r];
-        asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.TYPE.TYPE.f32 "
-            "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9,%10,%11},{%0,%1,%2,%3},%12,0x0;"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(e));
-        for (int r = 0; r < 4; ++r) C[(g + 8 * (r / 2)) * 8 + 2 * t + r % 2] = d[r];
-    }""".replace("TYPE", dtype),
-    )
-    rng = np.random.default_rng(1)
-    kept = np.sort(np.argsort(rng.random((16, 8, 4)), -1)[..., :2], -1)
-    values, b = (
-        rng.integers(-8, 8, (16, 8, 2)).astype(np.float32),
-        rng.integers(-8, 8, (32, 8)).astype(np.float32),
-    )
-    dense = np.zeros((16, 8, 4), np.float32)
-    np.put_along_axis(dense, kept, values, -1)
-    index = kept.reshape(16, 2, 8)  # row, half of k, 8 indices
-    words = (index << (2 * np.arange(8))).sum(-1).astype(np.uint32)  # 16 bits per row and half
-    meta = np.zeros(32, np.uint32)
-    for g in range(8):
-        for half in range(2):
-            meta[4 * g + half] = words[g, half] | words[g + 8, half] << 16
-    half = (
-        (lambda v: v.astype(np.float16))
-        if dtype == "f16"
-        else (lambda v: (v.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16))
-    )
-    device = Device()
-    c = device.empty((16, 8), np.float32)
-    device.launch(
-        module,
-        "k",
-        1,
-        32,
-        [
-            device.upload(half(values.reshape(16, 16))),
-            device.upload(half(np.ascontiguousarray(b.T))),
-            device.upload(meta),
-            c,
-        ],
-    )
-    np.testing.assert_array_equal(c.array, dense.reshape(16, 32) @ b)
-
-
-def test_missing_wait_is_seen(tmp_path):
-    body = """
-    extern "C" __global__ void k(const float* x, float* out) {
-        __shared__ float s[128];
-        unsigned at = (unsigned)__cvta_generic_to_shared(s + threadIdx.x * 4);
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(at), "l"(x + threadIdx.x * 4));
-        asm volatile("cp.async.commit_group;");
-        WAIT
-        __syncthreads();
-        for (int i = 0; i < 4; ++i) out[threadIdx.x + 32 * i] = s[127 - threadIdx.x - 32 * i];
-    }"""
-    for wait, fails in (('asm volatile("cp.async.wait_group 0;");', False), ("", True)):
-        module = build(tmp_path, body.replace("WAIT", wait))
-        device = Device()
-        x, out = device.upload(np.arange(128, dtype=np.float32)), device.empty(128, np.float32)
-        if fails:
-            with pytest.raises(MemoryFault):
-                device.launch(module, "k", 1, 32, [x, out])
-        else:
-            device.launch(module, "k", 1, 32, [x, out])
-            np.testing.assert_array_equal(out.array, x.array[::-1])
-
-
-def test_deadlock(tmp_path):
-    module = build(
-        tmp_path,
-        """extern "C" __global__ void k(float* out) {
-        if (threadIdx.x < 32) asm volatile("bar.sync 1, 64;"); else out[threadIdx.x - 32] = 1; }""",
-    )
-    device = Device()
-    with pytest.raises(ExecutionError, match="deadlock"):
-        device.launch(module, "k", 1, 64, [device.empty(64, np.float32)])
-
-
 def test_float_literals_keep_their_bits():
     source = """
     .version 8.0
@@ -197,3 +95,63 @@ def test_float_literals_keep_their_bits():
     out = device.empty(1, np.float32)
     device.launch(source, "k", 1, 1, [out])
     assert out.array[0] == 1.0
+
+
+def test_a_warp_meets_wherever_the_compiler_put_its_blocks():
+    """Half of each warp takes a way through a block that lies behind the vote."""
+    source = """.version 8.0 .target sm_80 .address_size 64
+    .visible .entry k(.param .u64 out) {
+      .reg .b64 %o; .reg .b32 %t, %v; .reg .pred %p;
+      ld.param.u64 %o, [out]; mov.u32 %t, %tid.x; mad.wide.u32 %o, %t, 4, %o;
+      and.b32 %v, %t, 1; setp.eq.u32 %p, %v, 1;
+      @%p bra FAR;
+    BACK:
+      vote.sync.ballot.b32 %v, %p, 0xFFFFFFFF;
+      st.global.b32 [%o], %v;
+      ret;
+    FAR:
+      add.u32 %t, %t, 1;
+      bra BACK;
+    }"""
+    device = Device(memory=1 << 16)
+    out = device.empty(64, np.uint32)
+    device.launch(source, "k", 1, 64, [out])
+    assert (out.array == 0xAAAAAAAA).all()
+
+
+def test_variables_have_their_initial_values():
+    module = compile_cuda("""
+    __constant__ float table[4] = {1, 2.5f, 3, 4};
+    __device__ float scale = 2.5f;
+    __constant__ int numbers[3] = {1, -2, 3};
+    extern "C" __global__ void k(float* out) {
+        int t = threadIdx.x;
+        out[t] = table[t % 4] * scale + numbers[t % 3];
+    }""")
+    device, t = Device(memory=1 << 16), np.arange(32)
+    out = device.empty(32, np.float32)
+    device.launch(module, "k", 1, 32, [out])
+    expected = np.array([1, 2.5, 3, 4])[t % 4] * 2.5 + np.array([1, -2, 3])[t % 3]
+    np.testing.assert_array_equal(out.array, expected.astype(np.float32))
+
+
+def test_a_block_may_wait_for_another():
+    module = compile_cuda("""
+    extern "C" __global__ void k(const int* x, int* out, volatile int* ready) {
+        int b = gridDim.x - 1 - blockIdx.x, sum = x[b * 32 + threadIdx.x];
+        if (b) {
+            while (ready[b - 1] == 0) ;
+            __threadfence();
+            __syncthreads();
+            sum += out[(b - 1) * 32 + threadIdx.x];
+        }
+        out[b * 32 + threadIdx.x] = sum;
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) ready[b] = 1;
+    }""")
+    x = np.random.default_rng(0).integers(0, 100, (4, 32)).astype(np.int32)
+    device = Device(memory=1 << 16)
+    out, ready = device.empty((4, 32), np.int32), device.upload(np.zeros(4, np.int32))
+    device.launch(module, "k", 4, 32, [device.upload(x), out, ready], max_steps=100_000)
+    np.testing.assert_array_equal(out.array, np.cumsum(x, 0))
