@@ -8,12 +8,13 @@
 //
 //   W values [N, K/2]  W meta      x [M, K]                       y [M, N]
 //                                                                      128 outputs
-//   128 rows | 32 |    2 x 1 KiB   128 tokens | 64 |    block   ->   tokens 128 x 128, two warps
+//   128 rows | 32 |    2 x 512 B   128 tokens | 64 |    block   ->   tokens 128 x 128, two warps
 //            a stage: 64 columns              a stage                of 64 x 64 each way
 //
 //   grid    x: tiles of y, 16 tiles of outputs before the next tokens; y: parts of the columns
 //   block   a tile of kNmTiles (nm_plan.h) in stages of columns, three of them in shared memory:
-//           wait for a stage, barrier, start the copies of the next but one, multiply
+//           wait for a stage, barrier, load the first fragments, start the copies of the next stage
+//           but one, multiply
 //   warp    64 outputs x 64 (32, 16) tokens; of every stage two steps of an mma.sp m16n8k32; where
 //           two warps share a tile they take the two halves of each stage
 //   lane    mma's; on the way out 8 outputs of a token (nm_linear_store.cuh)
