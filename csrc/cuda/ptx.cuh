@@ -40,11 +40,24 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
                : "l"(p));
   return v;
 }
+// 16 bytes by one store, where the compiler would split a struct of smaller numbers.
+__device__ __forceinline__ void st_global(void* p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
 
 // 16 aligned bytes.
 __device__ __forceinline__ void store_global16(void* p, uint4 v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w)
+               : "memory");
+}
+
+// ---- shared memory ----
+__device__ __forceinline__ void st_shared_v4(uint32_t shared, const float (&v)[4]) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "f"(v[0]), "f"(v[1]),
+               "f"(v[2]), "f"(v[3])
                : "memory");
 }
 
@@ -103,6 +116,16 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t sha
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared)
                : "memory");
+}
+
+__device__ __forceinline__ uint32_t ld_shared(uint32_t shared) {
+  uint32_t r;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(shared) : "memory");
+  return r;
+}
+
+__device__ __forceinline__ void st_shared(uint32_t shared, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(x), "f"(y) : "memory");
 }
 
 // ---- tensor cores, sm_80 ----

@@ -5,22 +5,6 @@
 
 namespace evoprune::binding_cuda {
 
-namespace {
-
-DType stored_dtype(const Tensor& values, const std::optional<Tensor>& scale, DType x) {
-  const bool eight_bit = values.scalar_type() == ScalarType::Char;
-  STD_TORCH_CHECK(scale.has_value() == eight_bit,
-                  "expected a scale for values of int8 and for no others, got values of ",
-                  torch::headeronly::toString(values.scalar_type()));
-  if (eight_bit) return DType::i8;
-  const DType stored = kernel_dtype(values, "values");
-  STD_TORCH_CHECK(stored == x, "values has dtype ",
-                  torch::headeronly::toString(values.scalar_type()), ", x another");
-  return stored;
-}
-
-}  // namespace
-
 Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bias,
                  int64_t out_features, int64_t in_features, int64_t n, int64_t m, int64_t shared,
                  std::string activation, std::string layout, std::optional<Tensor> scale) {
@@ -36,6 +20,8 @@ Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bia
   const int64_t tokens = count_tokens(x);
   Tensor y = new_output(x, out_features);
   if (y.numel() == 0) return y;
+  values = aligned(values);
+  meta = aligned(meta);
   const cuda::NmLinearArgs args{input(x),
                                 input(values),
                                 input<uint32_t>(meta),
