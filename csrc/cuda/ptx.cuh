@@ -34,13 +34,6 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
   return v;
 }
 
-// ---- shared memory ----
-__device__ __forceinline__ void st_shared_v4(uint32_t shared, const float (&v)[4]) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "f"(v[0]), "f"(v[1]),
-               "f"(v[2]), "f"(v[3])
-               : "memory");
-}
-
 // ---- asynchronous copies to shared memory, sm_80 ----
 // 16 bytes past L1; with bytes = 0 the destination is filled with zeros and nothing is read.
 __device__ __forceinline__ void cp_async16(uint32_t shared, const void* global, int bytes = 16) {
