@@ -14,6 +14,8 @@ from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
 from evoprune_kernels.ops.nm_prepare_cuda import nm_prepare_cuda
+from evoprune_kernels.ops.nm_select_pack import nm_select_pack
+from evoprune_kernels.ops.nm_w8a8_linear import nm_w8a8_linear
 from evoprune_kernels.ops.prepare import linear, prepare
 from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
@@ -46,7 +48,9 @@ __all__ = [
     "nm_pack",
     "nm_prepare",
     "nm_prepare_cuda",
+    "nm_select_pack",
     "nm_unpack",
+    "nm_w8a8_linear",
     "prepare",
     "select_block",
     "select_nm",
