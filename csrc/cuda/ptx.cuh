@@ -54,13 +54,6 @@ __device__ __forceinline__ void store_global16(void* p, uint4 v) {
                : "memory");
 }
 
-// ---- shared memory ----
-__device__ __forceinline__ void st_shared_v4(uint32_t shared, const float (&v)[4]) {
-  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "f"(v[0]), "f"(v[1]),
-               "f"(v[2]), "f"(v[3])
-               : "memory");
-}
-
 // ---- asynchronous copies to shared memory, sm_80 ----
 // 16 bytes past L1; with bytes = 0 the destination is filled with zeros and nothing is read.
 template <int kOffset = 0>
