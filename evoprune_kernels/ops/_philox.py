@@ -1,4 +1,4 @@
-"""Stochastic rounding to bf16 in torch, bit for bit that of ``csrc/core/philox.h``, where the scheme is drawn.
+"""Stochastic rounding to bf16 in torch, bit for bit that of ``csrc/core/philox.h``, which draws the scheme.
 
 Random bits depend on nothing but the seed, the number of the step, the index of the tensor in the call and that of the
 element in the tensor, so results do not depend on the device or on how the work is shared out.
@@ -25,7 +25,8 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
     c0, c1, c2, c3 = counter
     key0, key1 = seed & _LOW, seed >> 32 & _LOW
     for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # modulo 2^64; the sign is cut off below
+        # modulo 2^64; the sign is cut off below
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1 = (p1 >> 32 & _LOW) ^ c1 ^ key0, p1 & _LOW
         c2, c3 = (p0 >> 32 & _LOW) ^ c3 ^ key1, p0 & _LOW
         key0, key1 = key0 + _KEYS[0] & _LOW, key1 + _KEYS[1] & _LOW

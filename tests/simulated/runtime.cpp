@@ -14,6 +14,8 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "cuda/nm_plan.h"
+
 namespace {
 
 struct Configuration {
@@ -59,6 +61,14 @@ int evoprune_sim_on_host(const void* data) {
 }
 void evoprune_sim_memory(const void* data, int64_t bytes, int holds_data) {
   if (on_memory != nullptr) on_memory(data, bytes, holds_data);
+}
+// {tile, row_tiles, token_tiles, stages, splits, stages_of_split}
+__attribute__((visibility("default"))) void evoprune_sim_nm_plan(int64_t tokens, int64_t rows,
+                                                                 int64_t columns, int value_bytes,
+                                                                 int processors, int64_t* out) {
+  const auto p = evoprune::cuda::nm_plan(tokens, rows, columns, value_bytes, processors);
+  const int64_t all[] = {p.tile, p.row_tiles, p.token_tiles, p.stages, p.splits, p.stages_of_split};
+  std::memcpy(out, all, sizeof all);
 }
 
 // ---- what nvcc's host code calls ----
@@ -126,6 +136,15 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
   std::memset(data, value, bytes);
   evoprune_sim_memory(data, static_cast<int64_t>(bytes), 1);
+  return cudaSuccess;
+}
+// Launches have run when they return: there is nothing to wait for.
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return cudaSuccess;
 }
 

@@ -98,13 +98,18 @@ def adamw_step_(
 
     Raises:
         ValueError: if a list has the wrong length, or the rule or alpha is out of range.
-        RuntimeError: if shapes, dtypes or devices do not match, or a written tensor overlaps itself.
+        RuntimeError: if shapes, dtypes or devices do not match, a written tensor overlaps itself, or ``impl="cpu"`` is
+            given a seed.
 
     Notes:
-        Math in fp32 (fp64 for fp64 parameters), stored once, round to nearest even. Masked weights are exactly
+        Math in fp32 (fp64 for fp64 parameters), stored once, to nearest even without a seed. Masked weights are exactly
         +0.0, also where the step gives NaN. Deterministic: every element is computed on its own, so the
         number of threads cannot change it. Dense tensors that share their strides are stepped in place,
-        others through a contiguous copy. fp16 and fp64 parameters take the reference.
+        others through a contiguous copy. fp16 and fp64 parameters take the reference. So do CPU tensors with a
+        seed, since the kernels there round to nearest only. With a seed the random bits are those of Philox 4x32-10,
+        counted by the seed, the step, the index of the tensor in the list and that of the element in the tensor: they
+        depend on neither device nor layout. On CUDA nothing waits for the device: steps, a tensor lr, grad_scale and
+        found_inf are read there; steps on the CPU are taken too, but then found_inf has to be waited for.
 
     Source:
         Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
@@ -129,9 +134,7 @@ def adamw_step_(
     )
     lists = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, importances, masks, steps)
     plain = seed is None and (amsgrad or not max_exp_avg_sqs)
-    entries = (
-        _entries.collect(OP.name, impl, lists, lr, grad_scale, found_inf) if plain else None
-    )
+    entries = _entries.collect(OP.name, impl, lists, lr, grad_scale, found_inf) if plain else None
     if entries is not None:
         torch.ops.evoprune_raw.adamw_step_entries(
             entries.address, entries.count, float(lr), beta1, beta2, eps, weight_decay, maximize,

@@ -16,7 +16,7 @@ AT_ONCE = 1 << 16
 
 
 @functools.cache
-def patterns() -> tuple[tuple[int, int, int, int], ...]:
+def patterns() -> tuple[tuple[int, ...], ...]:
     """The 90 valid patterns as a choice a row, in their order: with two kept in every column.
 
     Example:
