@@ -148,7 +148,7 @@ def test_tiles(gpu):
         gpu.attributes[PROCESSORS] = processors
         x, packed = inputs(tokens, (128, 16), (128, 16), F16, density=1.0)
         check_forward(run(gpu, x, packed), x, packed, None)
-        name = gpu.launches[0][0]
+        name = gpu.launches[0].name
         chosen.append(int(name[name.index("Li") + 2]))
     assert chosen == [4, 3, 2, 2, 0]
 
