@@ -8,8 +8,8 @@
 //   rate = lr / (1 - beta1^step),  root_correction2 = sqrt(1 - beta2^step)
 //
 //   memory a parameter, fp32, bytes     w  g  m  v  imp  mask
-//     read                              4  4  4  4   4    1        each byte once: the pass is bound
-//     written                           4     4  4   4             by memory, 37 bytes a parameter
+//     read                              4  4  4  4   4    1        each byte once: the pass is
+//     written                           4     4  4   4             bound by memory, 37 bytes each
 //
 // Grid, blocks, lanes and rounding: step.cuh. Moments of bf16 parameters are used before they are
 // rounded. The corrections are computed on the device in double, 1 - beta^step as

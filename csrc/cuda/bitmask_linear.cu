@@ -16,11 +16,11 @@
 // x lies in shared memory as in few_tokens.cuh, as many columns at a time as fit; a block stages it
 // once for all of its rows where it fits whole. Sums of the lanes are added by shuffles.
 //
-// Bound by memory: every value and every bit is read once, in whole sectors (one sector between two
-// rows is read by both); two batches of values are on their way. About 7 instructions a bit set for
-// unpacking, 4 a value and a load, a conversion and a multiplication for each vector of tokens. The
-// gather has bank conflicts, as the columns are anything. Tokens beyond a block's are for blocks of
-// their own, next to each other in the grid.
+// Every value and every bit is read once from memory, in whole sectors (one sector between two rows
+// is read by both); two batches of values are on their way. Bound by shared memory next to it:
+// writing the list and gathering x meet bank conflicts, as the columns are anything. Counted, not
+// measured, for f16, 30 % kept, one token: 10 bank passes for 32 values, which an A100 reads in 8
+// clocks. Tokens beyond a block's are for blocks of their own, next to each other in the grid.
 // Sums in float; deterministic. Only kept entries take part, with NaN and infinity of both sides.
 // A row_ptr that contradicts bits cannot lead outside of a tensor: rows are clamped to the values
 // that there are, spare bits are ignored and a row ends where its bits or its values end. Whether

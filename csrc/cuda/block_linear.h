@@ -21,6 +21,7 @@ struct BlockProductArgs {
   void* y;                 // [tokens, outputs]
   DType dtype;
   int64_t tokens, outputs, inputs;
+  int processors;                       // of the device
   int edge_out, edge_in, edge_in_bits;  // edge_in = 1 << edge_in_bits
   Epilogue epilogue;
 };
@@ -48,14 +49,21 @@ inline constexpr BlockTile kBlockTiles[] = {
     {128, 16, 4, 1, 1, 4},   //
     {128, 32, 4, 1, 1, 4},   //
     {128, 64, 4, 1, 1, 3},   // two thread blocks fit an SM
-    {128, 128, 4, 2, 1, 4},  //
+    {128, 128, 4, 2, 1, 3},  //
 };
 inline constexpr int kBlockFewTokens = 16;
 
-// The widest tile whose outputs divide the block's; `few`: whether the tile for few tokens exists.
-constexpr int choose_block_tile(int edge_out, int64_t tokens, bool few) {
+// The widest tile whose outputs divide the block's, or half or a quarter of that (of 32 outputs or
+// more) where it would leave processors without work. `few`: whether the tile for few tokens exists.
+constexpr int choose_block_tile(int edge_out, int64_t tokens, int64_t outputs, int processors,
+                                bool few) {
   if (few && tokens <= kBlockFewTokens) return 0;
-  return edge_out >= 128 ? 4 : edge_out >= 64 ? 3 : edge_out >= 32 ? 2 : 1;
+  int tile = edge_out >= 128 ? 4 : edge_out >= 64 ? 3 : edge_out >= 32 ? 2 : 1;
+  while (tile > 2 &&
+         ceil_div(tokens, kBlockTiles[tile].tokens) * ceil_div(outputs, kBlockTiles[tile].outputs) <
+             processors)
+    --tile;
+  return tile;
 }
 
 struct BlockGradTile {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/block_linear.h"
+#include "cuda/block_sums.cuh"
 #include "cuda/block_tile.cuh"
 #include "cuda/launch.cuh"
 
@@ -22,6 +23,7 @@ struct BlockGeometry {
   static constexpr int kCopiesBytes = kParts * kPipelineBytes, kSumsBytes = kParts * Sums::kBytes;
   static constexpr int kSharedBytes = kCopiesBytes > kSumsBytes ? kCopiesBytes : kSumsBytes;
   static_assert(kNTiles % 2 == 0, "a b fragment is 16 outputs wide");
+  static_assert(kSharedBytes <= kLeastSharedBytes, "a thread block fits every device");
   static_assert(kParts == 1 || kWarps == 1, "a pipeline is a warp or the whole thread block");
 };
 
@@ -218,7 +220,8 @@ void launch_block_product(const BlockProductArgs& args, cudaStream_t stream) {
 
 template <typename T, bool kTransposed>
 void launch_block_product(const BlockProductArgs& args, cudaStream_t stream) {
-  switch (choose_block_tile(args.edge_out, args.tokens, !kTransposed)) {
+  switch (
+      choose_block_tile(args.edge_out, args.tokens, args.outputs, args.processors, !kTransposed)) {
     case 0:
       if constexpr (!kTransposed) launch_block_product<T, 0, kTransposed>(args, stream);
       break;

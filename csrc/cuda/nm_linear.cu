@@ -8,12 +8,13 @@
 //
 //   W values [N, K/2]  W meta      x [M, K]                       y [M, N]
 //                                                                      128 outputs
-//   128 rows | 32 |    2 x 1 KiB   128 tokens | 64 |    block   ->   tokens 128 x 128, two warps
+//   128 rows | 32 |    2 x 512 B   128 tokens | 64 |    block   ->   tokens 128 x 128, two warps
 //            a stage: 64 columns              a stage                of 64 x 64 each way
 //
 //   grid    x: tiles of y, 16 tiles of outputs before the next tokens; y: parts of the columns
 //   block   a tile of kNmTiles (nm_plan.h) in stages of columns, three of them in shared memory:
-//           wait for a stage, barrier, start the copies of the next but one, multiply
+//           wait for a stage, barrier, load the first fragments, start the copies of the next stage
+//           but one, multiply
 //   warp    64 outputs x 64 (32, 16) tokens; of every stage two steps of an mma.sp m16n8k32; where
 //           two warps share a tile they take the two halves of each stage
 //   lane    mma's; on the way out 8 outputs of a token (nm_linear_store.cuh)
@@ -31,9 +32,9 @@
 //
 //   tile                             128 x 128   128 x 64   64 x 32
 //   warp instructions an mma.sp           2.23       2.97      4.69
-//   beginning and end of a block          4398       2762      1814
+//   beginning and end of a block          4338       2702      1758
 //   sectors used, passes / ideal          1.00       1.00      1.00     loads, stores and copies
-//   registers sm_80 / 90 / 100     242/240/238 158/156/160 127/128/137   no spills
+//   registers sm_80 / 90 / 100     238/240/240 156/158/160 126/126/130   no spills
 //   shared memory, blocks a processor   75 KiB, 2  51 KiB, 3  51 KiB, 3
 //
 // Sums in float, in the order of the columns (two halves of each stage apart in the small tile; the

@@ -49,34 +49,37 @@ struct NmWarp {
 
 // d += W x^T over the two steps of a stage that are this warp's. A step of 64 rows x kTokens8 * 8
 // tokens: 4 ldmatrix of W, all of them before its first mma, and one of x for every 8 tokens, each
-// before the mma of the 8 tokens that come first.
-template <typename T, typename Tile, typename Sum, int kTokens8>
+// two times four mma ahead of those that need it. `meanwhile` is what there is to do while the first
+// of them are under way.
+template <typename T, typename Tile, typename Sum, int kTokens8, typename F>
 __device__ __forceinline__ void nm_multiply(Sum (&d)[4][kTokens8][4], uint32_t stage,
-                                            const NmLane& at) {
+                                            const NmLane& at, const F& meanwhile) {
   constexpr int kTiles = NmWarp<Tile>::kMetaTiles, kAhead = kTokens8 < 4 ? kTokens8 : 4;
   const uint32_t a_at[2] = {stage + at.a,
                             (stage + at.a) ^ 32};  // chunk + 2 and chunk + 4, swizzled
   const uint32_t b_at[2] = {stage + at.b, (stage + at.b) ^ 64};
-  uint32_t meta[4 * kTiles], a[2][4][4], b[2][4];
+  uint32_t meta[4 * kTiles], a[2][4][4], b[3][4];
   unrolled<kTiles>(
       [&](auto i) { ptx::load_shared16<i.value * 512>(meta + 4 * i.value, stage + at.meta); });
   unrolled<4>(
       [&](auto m) { ptx::ldmatrix_x4<m.value * 16 * Tile::kARow>(a[0][m.value], a_at[0]); });
   ptx::ldmatrix_x4(b[0], b_at[0]);
+  ptx::ldmatrix_x4<8 * Tile::kBRow>(b[1], b_at[0]);
+  meanwhile();
   unrolled<2 * kTokens8>([&](auto i) {
-    constexpr int step = i.value / kTokens8, j = i.value % kTokens8, after = i.value + 1;
+    constexpr int step = i.value / kTokens8, j = i.value % kTokens8, after = i.value + 2;
     if constexpr (after < 2 * kTokens8)
-      ptx::ldmatrix_x4<after % kTokens8 * 8 * Tile::kBRow>(b[after % 2], b_at[after / kTokens8]);
+      ptx::ldmatrix_x4<after % kTokens8 * 8 * Tile::kBRow>(b[after % 3], b_at[after / kTokens8]);
     unrolled<4>([&](auto m) {
       if constexpr (step == 0 && m.value % kAhead == j)
         ptx::ldmatrix_x4<m.value * 16 * Tile::kARow>(a[1][m.value], a_at[1]);
     });
     unrolled<4>([&](auto m) {
       if constexpr (sizeof(T) == 1)
-        ptx::mma_sp_m16n8k64_s8(d[m.value][j], a[step][m.value], b[i.value % 2],
+        ptx::mma_sp_m16n8k64_s8(d[m.value][j], a[step][m.value], b[i.value % 3],
                                 meta[4 * step + m.value]);
       else
-        ptx::mma_sp_m16n8k32<m.value % 2>(d[m.value][j], a[step][m.value], b[i.value % 2],
+        ptx::mma_sp_m16n8k32<m.value % 2>(d[m.value][j], a[step][m.value], b[i.value % 3],
                                           meta[2 * step + m.value / 2], T{});
     });
   });
@@ -109,9 +112,10 @@ __global__ void __launch_bounds__(kNmTiles[kIndex].threads(), kNmTiles[kIndex].b
   for (int s = 0; s < stages; ++s) {
     ptx::cp_async_wait<kAhead - 1>();
     __syncthreads();  // this stage is there, and all warps are done with the one before it
-    if (s + kAhead < stages) load.next(to);
-    ptx::cp_async_commit();
-    nm_multiply<T, Tile>(d, from, lane);
+    nm_multiply<T, Tile>(d, from, lane, [&] {
+      if (s + kAhead < stages) load.next(to);
+      ptx::cp_async_commit();
+    });
     to = from;
     from = from == last ? first : from + Tile::kStageBytes;
   }

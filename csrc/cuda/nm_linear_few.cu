@@ -71,7 +71,7 @@ struct Config : Tokens<T, kTokensOfBlock, kChunkBytes> {
   static constexpr int kRun = 32 / static_cast<int>(sizeof(S));  // columns of a piece
   static constexpr int kSteps = kTile / (2 * kRun);
   // steps whose pieces are in registers: as many as fit beside 4 kTokens sums
-  static constexpr int kHeld = kSteps == 1 || kTokens == 16 ? 1 : 2;
+  static constexpr int kHeld = kSteps == 1 || kTokens == 16 || (kSteps == 4 && kTokens > 1) ? 1 : 2;
   static constexpr bool kBytes = sizeof(S) == 1;
   static constexpr int kPair = kBytes ? 2 : 1;  // lane ^ kPair has the other half of the columns
   static __device__ __forceinline__ int row_of(int a) {
@@ -182,7 +182,7 @@ __device__ __forceinline__ void finish(const float (&acc)[4][C::kTokens], float*
 }  // namespace few
 
 template <typename T, typename S, int kTokens>
-__global__ void __launch_bounds__(32 * few::kMaxWarps)
+__global__ void __launch_bounds__(32 * few::kMaxWarps, 1)
     nm_linear_few_kernel(NmLinearArgs args, few::Plan plan) {
   using C = few::Config<T, S, kTokens>;
   extern __shared__ __align__(128) char shared[];

@@ -34,6 +34,8 @@ struct NmTile {
   static constexpr int kACopies = kRows / kAPass, kBCopies = kTokens / kBPass;
 
   static_assert(kAPass % 8 == 0 && kBPass % 8 == 0, "the swizzle repeats after 8 rows");
+  static_assert(kB % 128 == 0 && kMeta % 128 == 0 && kStageBytes % 128 == 0,
+                "a step is an exclusive or away from the one before it");
   static_assert(kMetaCopies <= kThreads && kMetaCopies % 32 == 0, "whole warps copy metadata");
   static_assert(kShape.steps / kShape.warps_k == 2, "a warp takes two steps of every stage");
 };
@@ -56,14 +58,14 @@ struct NmPlace {
 // Blocks with neighbouring numbers share rows of W or tokens, in groups of kGroup tiles of rows, so
 // that those that run at the same time read a square piece of the problem.
 __device__ __forceinline__ NmPlace nm_place(const NmPlan& plan, int rows, int tokens) {
-  constexpr int64_t kGroup = 16;
-  const int64_t group = blockIdx.x / (kGroup * plan.token_tiles);
-  const int64_t within = blockIdx.x - group * kGroup * plan.token_tiles;
-  const int64_t left = plan.row_tiles - group * kGroup;
-  const int64_t height = left < kGroup ? left : kGroup;
+  constexpr uint32_t kGroup = 16;
+  const auto row_tiles = static_cast<uint32_t>(plan.row_tiles);
+  const uint32_t of_group = kGroup * static_cast<uint32_t>(plan.token_tiles);
+  const uint32_t group = blockIdx.x / of_group, within = blockIdx.x % of_group;
+  const uint32_t left = row_tiles - group * kGroup, height = left < kGroup ? left : kGroup;
   NmPlace place;
-  place.row = (group * kGroup + within % height) * rows;
-  place.token = within / height * tokens;
+  place.row = static_cast<int64_t>(group * kGroup + within % height) * rows;
+  place.token = static_cast<int64_t>(within / height) * tokens;
   place.split = blockIdx.y;
   place.first_stage = place.split * plan.stages_of_split;
   const int64_t rest = plan.stages - place.first_stage;

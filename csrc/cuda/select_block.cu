@@ -15,8 +15,9 @@
 // top row down; then columns in a tree, neighbours first ((c0 + c1) + (c2 + c3)) ..., within pieces
 // of 1024 columns; then pieces from left to right. All in fp64: two equal blocks have equal sums.
 //
-// Bound by memory: scores read once, mask written once, and 8 + 7 * 8 + 2 bytes a block. Blocks of
-// few rows and many columns of few blocks have few thread blocks and do not reach that bound.
+// Bound by memory: scores read once, mask written once, and 8 + 7 * 8 + 2 bytes a block. With bn = 1
+// the tree's instructions bound it (about 80 a score, 8 with bn = 16); a matrix of few, large blocks
+// has too few thread blocks to reach either bound.
 // Ties: the lowest block wins, row by row. A block that holds a NaN ranks below every other.
 // Source: Narang et al., "Block-Sparse Recurrent Neural Networks", 2017.
 #include "cuda/radix_select.cuh"
@@ -33,11 +34,12 @@ constexpr int kPiece = 1024, kMaskThreads = 256, kMaskRows = 8;
 struct BlockSums {
   const void* scores;
   double* sums;  // [block rows, block columns]
-  int64_t rows, columns, bn, bk, block_columns;
-  int64_t span;   // columns of a thread block: whole blocks, or one that is wider than kPiece
-  int64_t spans;  // thread blocks of a row of blocks
-  bool aligned;   // each vector of a row: 16 aligned bytes
-  int own;        // neighbouring columns that a thread adds up alone, all of a block: kPer or 1
+  int64_t rows, columns, bn, block_columns;
+  uint32_t bk;
+  uint32_t span;   // columns of a thread block: whole blocks, or one that is wider than kPiece
+  uint32_t spans;  // thread blocks of a row of blocks
+  bool aligned;    // each vector of a row: 16 aligned bytes
+  int own;         // neighbouring columns that a thread adds up alone, all of a block: kPer or 1
 };
 
 // Sums of this thread's columns over the rows [top, bottom): kPer neighbours where aligned, else one
@@ -76,14 +78,13 @@ __device__ __forceinline__ const double* sum_groups(double* from, double* to, in
   for (; length > 1; length = (length + 1) / 2) {
     const int half = (length + 1) / 2;
     for (int i = threadIdx.x; i < groups * half; i += threads) {
-      const int group = i / half, pair = i % half;
-      const int at = group * length + 2 * pair;
-      if (length % 2 == 0) {
-        const double2 both = *reinterpret_cast<const double2*>(from + at);
+      if (length % 2 == 0) {  // pairs do not cross groups: pair i is entries 2i and 2i + 1
+        const double2 both = reinterpret_cast<const double2*>(from)[i];
         to[i] = both.x + both.y;
-      } else {
-        to[i] = 2 * pair + 1 < length ? from[at] + from[at + 1] : from[at];
+        continue;
       }
+      const int pair = i % half, at = i / half * length + 2 * pair;
+      to[i] = 2 * pair + 1 < length ? from[at] + from[at + 1] : from[at];
     }
     __syncthreads();
     double* const free = from;
@@ -97,9 +98,10 @@ template <typename T>
 __global__ void __launch_bounds__(kPiece / kPer16Bytes<T>, sizeof(T) == 4 ? 4 : 6)
     select_block_sums_kernel(const __grid_constant__ BlockSums args) {
   constexpr int kPer = kPer16Bytes<T>, kThreads = kPiece / kPer;
-  __shared__ __align__(16) double entries[kPiece], halves[kPiece / 2 + kPer16Bytes<double>];
+  // the first halving leaves at most two thirds: groups of three become pairs
+  __shared__ __align__(16) double entries[kPiece], halves[kPiece * 2 / 3 + 2];
   const int64_t block_row = blockIdx.x / args.spans;
-  const int64_t first = blockIdx.x % args.spans * args.span;
+  const uint32_t first = blockIdx.x % args.spans * args.span;
   const int64_t left = args.columns - first, all = left < args.span ? left : args.span;
   const int64_t top = block_row * args.bn;
   const int64_t bottom = top + args.bn < args.rows ? top + args.bn : args.rows;
@@ -202,15 +204,23 @@ RadixSelectArgs ranking(const SelectBlockArgs& a, const RankedTensor& sums) {
 template <typename T>
 void sum_blocks(const SelectBlockArgs& a, double* sums, cudaStream_t stream) {
   constexpr int kPer = kPer16Bytes<T>;
-  BlockSums args{a.scores, sums, a.rows, a.columns, a.bn, a.bk, ceil_div(a.columns, a.bk),
-                 a.bk,     1,    false,  1};
-  int64_t step = a.bk;  // columns of whole blocks and whole vectors
+  int64_t step = a.bk, span = a.bk;  // step: columns of whole blocks and whole vectors
   while (step % kPer != 0) step *= 2;
   if (step <= kPiece)
-    args.span = kPiece / step * step;
+    span = kPiece / step * step;
   else if (a.bk <= kPiece)
-    args.span = kPiece / a.bk * a.bk;
-  args.spans = ceil_div(a.columns, args.span);
+    span = kPiece / a.bk * a.bk;
+  BlockSums args{a.scores,
+                 sums,
+                 a.rows,
+                 a.columns,
+                 a.bn,
+                 ceil_div(a.columns, a.bk),
+                 static_cast<uint32_t>(a.bk),
+                 static_cast<uint32_t>(span),
+                 static_cast<uint32_t>(ceil_div(a.columns, span)),
+                 false,
+                 1};
   args.aligned = a.columns % kPer == 0 && (args.span % kPer == 0 || args.spans == 1) &&
                  reinterpret_cast<uintptr_t>(a.scores) % 16 == 0;
   if (args.aligned && a.bk % kPer == 0) args.own = kPer;

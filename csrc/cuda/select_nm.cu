@@ -13,8 +13,8 @@
 //     block    up to kSpan scores of whole groups, which lie side by side; keys in shared memory
 //     thread   one score at a time, ranked against its group
 //
-// Bound by memory: each score is read once, in whole sectors, each mask byte written once; m = 32
-// comes near the limit of instructions (m comparisons a score). Exact. Ties: the lowest index wins,
+// Each score is read once, in whole sectors, each mask byte written once. Bound by memory for m up to
+// 8; m comparisons a score make m = 16 and 32 bound by instructions. Exact. Ties: the lowest index wins,
 // NaN ranks below every number: the order of select/rank.h's keys, the masks of select/nm.h.
 // Source: Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch",
 // ICLR 2021.
@@ -46,12 +46,17 @@ struct SelectNmBits {
 template <int kM, int kPer>
 __device__ __forceinline__ uint32_t kept_of_groups(const uint32_t (&keys)[kPer], int n) {
   constexpr int kOwn = kM < kPer ? kM : kPer, kLanes = kM / kOwn;
-  int above[kPer] = {};
+  int above[kPer];
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) above[i] = kOwn - 1 - i % kOwn;  // as if all later ones were
 #pragma unroll
   for (int i = 0; i < kPer; ++i)
 #pragma unroll
-    for (int j = i / kOwn * kOwn; j < i / kOwn * kOwn + kOwn; ++j)
-      if (j != i) above[i] += j < i ? keys[j] >= keys[i] : keys[j] > keys[i];
+    for (int j = i / kOwn * kOwn; j < i; ++j) {
+      const bool first = keys[j] >= keys[i];
+      above[i] += first;
+      above[j] -= first;
+    }
 #pragma unroll
   for (int other = 1; other < kLanes; ++other) {
     // a lane before this one wins ties too: its keys count as one higher

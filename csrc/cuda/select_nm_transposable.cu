@@ -7,7 +7,7 @@
 //
 // A thread tries all patterns in registers: sums of row pairs are shared, 186 additions and 90
 // comparisons a tile (select/transposable.h, which also fixes the order of sums and ties). Each
-// score is read once and each mask byte written once, in whole sectors; at about 30 instructions a
+// score is read once and each mask byte written once, in whole sectors; at about 40 instructions a
 // score, memory and instructions bound it alike. Scores beyond the edge count as 0, so a tile that
 // is cut off keeps at most two in a row and in a column.
 // Source: Hu et al., "Accelerating Transformer Pre-training with 2:4 Sparsity", ICML 2024 (arXiv

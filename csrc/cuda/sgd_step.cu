@@ -8,8 +8,8 @@
 //   w' = +0.0 where not mask;   importance += alpha * (x - importance)
 //
 //   memory a parameter, fp32, bytes     w  g  b  imp  mask
-//     read                              4  4  4   4    1           each byte once: the pass is bound
-//     written                           4     4   4                by memory, 29 bytes a parameter
+//     read                              4  4  4   4    1           each byte once: the pass is
+//     written                           4     4   4                bound by memory, 29 bytes each
 //
 // Grid, blocks, lanes and rounding: step.cuh. The buffer of bf16 parameters is used before it is
 // rounded. At the first step the buffer is written and never read.

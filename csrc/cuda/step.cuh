@@ -3,8 +3,8 @@
 //   step = step + 1;  rate = lr corrected for the step, ...      launch 1, a thread a tensor
 //   everything else of the step, mask and importance included    the launches after it
 //
-//   tensors    | 0                   | 1       | 2             |  up to kStepTensors a launch, any
-//   chunks     | 0    | 1    | 2   | | 3     | | 4    | 5    |    sizes; kStepChunk elements each
+//   tensors    | 0                   | 1       | 2             |  up to 400 a launch (kStepTensors)
+//   chunks     | 0    | 1    | 2   | | 3     | | 4    | 5    |    4096 elements each (kStepChunk)
 //   blocks       0      1      2       3         4      5
 //
 //   one chunk  | warp 0           | warp 1 | .. | warp 7 | warp 0 | ..
@@ -18,10 +18,11 @@
 // multiples of four elements, go one element a lane: the same instructions, so the same bits.
 //
 // Bound by memory: each byte is read once and written once (37 bytes a parameter for AdamW in fp32
-// with importance and mask). 84 bytes a thread are in flight; a few warps on each scheduler fill
-// the bus. The counters are increased in launch 1 alone, so no block can see one half done, and
-// nothing waits for the host: the table of pointers is a kernel argument, what lies on the device
-// (step, lr, grad_scale, found_inf) is read there. Both can be captured in a graph.
+// with importance and mask). A thread of fp32 has 84 bytes of loads in flight, a multiprocessor
+// with its 4 blocks 84 KiB, more than the latency of memory asks for. The counters are increased in
+// launch 1 alone, so no block can see one half done, and nothing waits for the host: the table of
+// pointers is a kernel argument, what lies on the device (step, lr, grad_scale, found_inf) is read
+// there. All launches can be captured in a graph.
 //
 // Numbers: float, in the order of cpu/step.h and with its fused multiply-adds, none by contraction:
 // the bits are those of the CPU kernel. Rounding to bf16 is to nearest even, or random with a seed
@@ -36,7 +37,8 @@
 namespace evoprune::cuda {
 
 inline constexpr int kStepThreads = 256;
-// Blocks that a multiprocessor holds at the least: 64 registers a thread, 80 where moments are rounded.
+// Blocks that a multiprocessor holds at the least, so registers a thread: 64, or 80 where moments
+// are rounded.
 template <typename S>
 inline constexpr int kStepBlocks = sizeof(S) == 2 ? 3 : 4;
 inline constexpr int kStepVector = 4;

@@ -85,11 +85,11 @@ Tensor block_linear(Tensor x, Tensor values, Tensor row_ptr, Tensor col_idx,
   if (y.numel() == 0) return y;
   x = aligned_rows(x);
   if (!is_aligned(values)) values = torch::stable::clone(values);
-  cuda::block_linear(
-      {input(x), input(values), input<int32_t>(row_ptr), input<int32_t>(col_idx), nullptr,
-       output(y), dtype, count_tokens(x), out_features, x.size(x.dim() - 1), static_cast<int>(bn),
-       static_cast<int>(bk), std::countr_zero(static_cast<uint32_t>(bk)), epilogue},
-      call.stream());
+  cuda::block_linear({input(x), input(values), input<int32_t>(row_ptr), input<int32_t>(col_idx),
+                      nullptr, output(y), dtype, count_tokens(x), out_features, x.size(x.dim() - 1),
+                      call.limits().processors, static_cast<int>(bn), static_cast<int>(bk),
+                      std::countr_zero(static_cast<uint32_t>(bk)), epilogue},
+                     call.stream());
   return y;
 }
 
@@ -109,8 +109,8 @@ Tensor block_linear_dx(Tensor grad, Tensor values, Tensor col_ptr, Tensor row_id
   cuda::block_linear_dx(
       {input(grad), input(values), input<int32_t>(col_ptr), input<int32_t>(row_idx),
        input<int32_t>(order), output(dx), dtype, count_tokens(grad), in_features,
-       grad.size(grad.dim() - 1), static_cast<int>(bk), static_cast<int>(bn),
-       std::countr_zero(static_cast<uint32_t>(bn)), cuda::Epilogue{}},
+       grad.size(grad.dim() - 1), call.limits().processors, static_cast<int>(bk),
+       static_cast<int>(bn), std::countr_zero(static_cast<uint32_t>(bn)), cuda::Epilogue{}},
       call.stream());
   return dx;
 }

@@ -1,6 +1,6 @@
 // What makes the lists of an optimizer-step op (ops/step_lists.h) fit for the CUDA kernels.
 //
-//   on the device   read there, never by the host: steps (also increased), lr, grad_scale, found_inf
+//   on the device   read there, not by the host: steps (also increased), lr, grad_scale, found_inf
 //   on the CPU      lr, grad_scale and found_inf are passed by value; steps are increased by the
 //                   host, which then has to read found_inf from the device (it waits for it)
 //

@@ -48,10 +48,14 @@ def check(gpu, x, packed, bias=None, activation="none") -> Tensor:
     return y
 
 
+def simulated(gpu) -> bool:
+    return hasattr(gpu, "library")
+
+
 @contextlib.contextmanager
 def processors(gpu, count):
     """Act as a device with so many processors: what the choice of tile and split depends on."""
-    if not hasattr(gpu, "library"):
+    if not simulated(gpu):
         yield
         return
     before = gpu.attributes[16]
@@ -70,8 +74,9 @@ WHOLE = {0: (128, 128, 192), 1: (64, 128, 256), 2: (32, 64, 384)}  # tile: token
 def test_whole_tiles(gpu, tile, dtype):
     with processors(gpu, 1):
         check(gpu, *make(*WHOLE[tile], dtype))
-    [(name, _)] = gpu.launches
-    assert f"Li{tile}E" in name
+    if simulated(gpu):
+        [(name, _)] = gpu.launches
+        assert f"Li{tile}E" in name
 
 
 @pytest.mark.parametrize(
@@ -84,6 +89,7 @@ def test_whole_tiles(gpu, tile, dtype):
         ((20, 24, 0), F16, F32, "relu", MANY),
         ((100, 72, 200), BF16, F32, "gelu_tanh", 1),
         ((130, 130, 65), F16, F32, "none", 1),
+        ((40, 1100, 9), BF16, None, "none", MANY),  # more tiles of rows than a group of blocks has
     ],
     ids=str,
 )
@@ -98,7 +104,8 @@ def test_split_sums_are_added_in_one_order(gpu, rows, columns):
     args = make(20, rows, columns, BF16)
     y = check(gpu, *args, "gelu")
     assert torch.equal(y, call(gpu, *args, "gelu"))
-    assert [("add_parts" in name) for name, _ in gpu.launches] == [False, True]
+    if simulated(gpu):
+        assert [("add_parts" in name) for name, _ in gpu.launches] == [False, True]
 
 
 def test_unaligned_memory(gpu):
@@ -214,7 +221,7 @@ def test_what_a_stage_costs(gpu):
 # ---- tile and split ----
 def plan(gpu, tokens, rows, columns, count=MANY, value_bytes=2):
     """``(tile, row tiles, token tiles, stages, splits, stages of a split)``."""
-    if not hasattr(gpu, "library"):
+    if not simulated(gpu):
         pytest.skip("the plan is asked of the simulated library")
     out = (ctypes.c_int64 * 6)()
     numbers = [ctypes.c_int64(n) for n in (tokens, rows, columns)]

@@ -111,7 +111,8 @@ def block_linear(
 
     Args:
         x: [..., K], float32 or bfloat16 for the C++ kernels; the dtype of ``packed.values``, or float32 for
-            bfloat16 values, or either for int8 ones.
+            bfloat16 values, or either for int8 ones. The CUDA kernels take float32, bfloat16 and float16, values of
+            the same dtype, and blocks with edges of 16, 32, 64 and 128.
         packed: the weight [N, K].
         bias: [N], float32 or bfloat16, or None.
         activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
@@ -127,7 +128,10 @@ def block_linear(
         Sums, bias and activation are float32; bfloat16 is only stored. Deterministic, the same for every number of
         threads. NaN and infinity: every entry of a kept block takes part, no other does, where a dense product has
         0 * inf = NaN. Gradients: of x (a product with the kept blocks), bias and ``packed.values`` (kept blocks only).
-        This call lays the weight out anew each time; to run it often use ``ops.prepare`` and
+        On CUDA float32 operands are rounded to tf32 (10 bits of mantissa, an error of 2^-11 in each), as torch does
+        with ``torch.backends.cuda.matmul.allow_tf32``; sums stay float32. There the canonical tensors are read as they
+        are, nothing is laid out.
+        On the CPU this call lays the weight out anew each time; to run it often use ``ops.prepare`` and
         ``ops.block_linear.OP(x, *ops.prepare(packed), bias, N, K, bn, bk, activation, "cpu")``.
 
     Example:
