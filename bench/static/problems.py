@@ -6,33 +6,14 @@ To add a kernel: one entry in ``PROBLEMS``, and its blocks in ``bench/budgets.to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
-Arguments = Callable[[], tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One call of an op: positional arguments from ``make``, the others in ``options``.
-
-    Bytes and instructions are divided by ``items`` of ``unit``. ``longer`` makes the same call with more to sum up (a
-    larger K): the difference gives the counts of the inner loop, and what lies before and after it.
-    """
-
-    name: str
-    op: str
-    make: Arguments
-    items: int
-    unit: str = "element"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    longer: Arguments | None = None
-
+from bench.static.linear_problems import linear_problems
+from bench.static.problem import BF16, F16, F32, Arguments, Problem
 
 # ---- optimizer steps: every list but the amsgrad one, the importance rule "evolution" ----
 ADAMW = {
@@ -133,6 +114,7 @@ BACKWARD = "channel_gate_backward"
 PROBLEMS = [
     *step_problems(),
     *select_problems(),
+    *linear_problems(),
     gate_problem(16, 64, 7, 7),
     gate_problem(16, 64, 7, 7, last=True),
     gate_problem(64, 64, 7, 7, op=BACKWARD),

@@ -15,8 +15,9 @@ import torch
 
 from bench.gate import GateError
 from bench.static.compiled import demangle
-from bench.static.problems import Arguments, Problem
+from bench.static.problem import Arguments, Problem
 
+PROCESSORS = 16  # cudaDevAttrMultiProcessorCount
 KINDS = ("load", "store", "copy", "atomic")
 
 
@@ -122,7 +123,12 @@ def count(gpu: Any, problem: Problem) -> list[Counts]:
 
     def launched(make: Arguments) -> dict[str, list[Any]]:
         torch.manual_seed(0)  # the same arguments every time
-        gpu.call(problem.op, *make(), **problem.options)
+        before = gpu.attributes[PROCESSORS]
+        gpu.attributes[PROCESSORS] = problem.processors or before
+        try:
+            gpu.call(problem.op, *make(), **problem.options)
+        finally:
+            gpu.attributes[PROCESSORS] = before
         return by_kernel(gpu.launches)
 
     first = launched(problem.make)

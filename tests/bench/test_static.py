@@ -11,7 +11,7 @@ from bench.__main__ import main
 from bench.static import budgets, compiled, roofline, simulated
 from bench.static.compiled import Compiled
 from bench.static.occupancy import blocks_per_processor
-from bench.static.problems import Problem
+from bench.static.problem import Problem
 from bench.static.simulated import Counts
 from tests import simulated as simulator
 
