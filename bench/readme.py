@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,79 @@ def optim(record: dict[str, Any]) -> str:
     return "\n".join([*lines, report.source(record)])
 
 
+#: problems of ``bench static`` whose kernels stand in README.md; all of them stand in static.md
+STATIC_SHOWN = (
+    "adamw_step f32",
+    "nm_linear 2:4 f16",
+    "nm_linear few",
+    "block_linear",
+    "bitmask",
+    "nm_select_pack",
+)
+
+
+def static(record: dict[str, Any]) -> str:
+    """The main kernels of ``bench static``: what they move, what their inner loop costs, what they take."""
+    entries = record["results"]["simulated"]
+    shown = [e for e in entries if e["problem"].startswith(STATIC_SHOWN)]
+    over = record["results"]["over_budget"]
+    head = (
+        f"{len(entries)} kernels of {len({e['problem'] for e in entries})} problems; "
+        f"{len(over) or 'none'} of them over budget. The main ones:"
+    )
+    rest = "[Every kernel, registers and occupancy](bench/results/static.md)."
+    return "\n\n".join([head, static_table(record, shown), rest, static_source(record)])
+
+
+def static_source(record: dict[str, Any]) -> str:
+    """How the counts were made; the machine does not matter to them."""
+    return f"`{record['command']}`, {record['label']}, {record['date']} at {record['commit']}."
+
+
+def static_table(record: dict[str, Any], entries: Sequence[dict[str, Any]]) -> str:
+    """A row a kernel of a problem: exact counts of the simulator, and what ptxas gave it on sm_80."""
+    from bench.static.simulated import METRICS
+
+    compiled = {e["kernel"]: e for e in record["results"]["compiled"] if e["arch"] == "80"}
+    rows = []
+    for entry in entries:
+        counts = [f"{entry[name]:.2f}" if name in entry else "-" for name in METRICS]
+        built = compiled.get(entry["kernel"], {})
+        own = [str(built.get(name) or "-") for name in ("registers", "blocks")]
+        rows.append([entry["problem"], f"`{entry['kernel']}`", *counts, *own])
+    header = (
+        "problem",
+        "kernel",
+        *(name for name, _ in METRICS.values()),
+        "registers",
+        "blocks/SM",
+    )
+    return report.table(header, rows)
+
+
+def static_page(record: dict[str, Any]) -> str:
+    """Every kernel: counts, then registers, spills, stack and shared memory for each architecture."""
+    results = record["results"]
+    names = ("kernel", "arch", "registers", "spills", "stack", "shared", "blocks")
+    rows = [["-" if e[name] is None else e[name] for name in names] for e in results["compiled"]]
+    parts = [
+        "# CUDA kernels: counted, not timed",
+        static_source(record),
+        "## Simulated: exact counts\n\n" + static_table(record, results["simulated"]),
+        "## Compiled: what ptxas gave\n\n" + report.table(names, rows),
+    ]
+    if calculated := results.get("roofline_calculated"):
+        head = "## Calculated from the counts, never measured: time at the limits of a GPU\n\n"
+        limits = [
+            [e["problem"], f"`{e['kernel']}`", e["machine"],
+             report.duration(max(e["seconds_calculated"].values())), e["bound"]]
+            for e in calculated
+        ]  # fmt: skip
+        columns = ("problem", "kernel", "GPU", "at least", "bound by")
+        parts.append(head + report.table(columns, limits))
+    return "\n\n".join(parts) + "\n"
+
+
 #: marker -> what makes its text from bench/results/<marker>.json
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
@@ -124,6 +197,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     **{f"linear-{isa}": linear for isa in LEVELS},
     "model": model,
     "optim": optim,
+    "static": static,
 }
 
 
@@ -160,6 +234,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         README.write_text(new)
         for isa in LEVELS:
             write_page(report.RESULTS / f"linear-{isa}.json")
+        counted = report.RESULTS / "static.json"
+        if counted.exists():
+            counted.with_suffix(".md").write_text(static_page(json.loads(counted.read_text())))
     return {}
 
 
