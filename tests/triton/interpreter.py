@@ -1,0 +1,37 @@
+"""The process that ``runner.Interpreter`` talks to: launchers under ``TRITON_INTERPRET=1``, until its input ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+from evoprune_kernels.ops import _triton
+from tests.triton.runner import receive, send
+
+
+def serve() -> None:
+    """Answer ``(op, args, kwargs)`` with ``(result, error, the arguments as they are now)``."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what kernels print
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # NaN in what no kernel writes
+    while True:
+        try:
+            op, args, kwargs = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        launcher, unfit = _triton.implementation(op)
+        result = error = None
+        try:
+            assert (why := unfit(*args, **kwargs)) is None, why
+            result = launcher(*args, **kwargs)
+        except Exception as caught:
+            plain = isinstance(caught, ValueError | TypeError | AssertionError)
+            error = caught if plain else RuntimeError(repr(caught.__cause__ or caught))
+        send(out, (result, error, (args, kwargs)))
+
+
+if __name__ == "__main__":
+    serve()
