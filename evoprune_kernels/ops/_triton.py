@@ -32,7 +32,11 @@ from evoprune_kernels.ops._op import (
 TWIN_NAMESPACE = "evoprune_triton"
 TWINS = torch.library.Library(TWIN_NAMESPACE, "DEF")
 #: op -> folder of its ``triton_impl.py``
-WRITTEN = {"select_nm": "select_nm"}
+WRITTEN = {
+    "nm_pack": "nm_pack",
+    "nm_unpack": "nm_pack",
+    "select_nm": "select_nm",
+}
 
 
 @functools.cache
