@@ -33,6 +33,7 @@ TWIN_NAMESPACE = "evoprune_triton"
 TWINS = torch.library.Library(TWIN_NAMESPACE, "DEF")
 #: op -> folder of its ``triton_impl.py``
 WRITTEN = {
+    "nm_linear": "nm_linear",
     "nm_pack": "nm_pack",
     "nm_unpack": "nm_pack",
     "select_nm": "select_nm",

@@ -111,7 +111,7 @@ class SimulatedDriver(DriverBase):
 
     def reset(self, memory: int = 1 << 26) -> None:
         """Forget the launches and all known memory."""
-        self.device = Device(stats=True)
+        self.device = Device(stats=True, same_value_writes=True)
         self.device.memory = HostMemory(memory)
         self.launches: list[tuple[str, Stats]] = []
         self.kernels: list[Any] = []

@@ -59,7 +59,7 @@ def nm_pack_kernel(
     chosen = kept + filled.to(tl.int32)
     slot = tl.cumsum(chosen, 1) - chosen
     weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
-    value = tl.where((kept > 0) & (weight != 0.0), weight, 0.0)
+    value = tl.where((kept > 0) & (weight.to(tl.float32) != 0.0), weight, 0.0)
     place = (row * groups + group[:, None]) * n + slot
     tl.store(values_ptr + place, value, mask=(chosen > 0) & (slot < n))
     # meta: entry i of a unit puts its index at bit `start` of the unit
