@@ -33,10 +33,15 @@ TWIN_NAMESPACE = "evoprune_triton"
 TWINS = torch.library.Library(TWIN_NAMESPACE, "DEF")
 #: op -> folder of its ``triton_impl.py``
 WRITTEN = {
+    "adamw_step_": "adamw_step",
+    "adamw_step_.tensor_lr": "adamw_step",
+    "block_linear": "block_linear",
     "nm_linear": "nm_linear",
     "nm_pack": "nm_pack",
     "nm_unpack": "nm_pack",
     "select_nm": "select_nm",
+    "sgd_step_": "sgd_step",
+    "sgd_step_.tensor_lr": "sgd_step",
 }
 
 

@@ -14,9 +14,9 @@ from evoprune_kernels.ops import _triton
 from tests.triton.runner import receive, send
 
 
-def multiply_bfloat16() -> None:
-    """The interpreter keeps bfloat16 as uint16 and multiplies these; give its dot the numbers that they stand for."""
-    create_dot = InterpreterBuilder.create_dot
+def correct_bfloat16() -> None:
+    """The interpreter keeps bfloat16 as uint16: it rounds to it towards zero, and its dot multiplies the integers."""
+    create_dot, cast_impl = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
     def widened(handle: TensorHandle) -> TensorHandle:
         if handle.dtype.scalar != tl.bfloat16:
@@ -26,12 +26,19 @@ def multiply_bfloat16() -> None:
     def create_dot_of_numbers(self, a, b, *rest):
         return create_dot(self, widened(a), widened(b), *rest)
 
+    def cast_to_nearest(self, source, kind):
+        if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16)
+            return TensorHandle(rounded.numpy().view(np.uint16), kind.scalar)
+        return cast_impl(self, source, kind)
+
     InterpreterBuilder.create_dot = create_dot_of_numbers
+    InterpreterBuilder.cast_impl = cast_to_nearest
 
 
 def serve() -> None:
     """Answer ``(op, args, kwargs)`` with ``(result, error, the arguments as they are now)``."""
-    multiply_bfloat16()
+    correct_bfloat16()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what kernels print
     torch.use_deterministic_algorithms(True, warn_only=True)

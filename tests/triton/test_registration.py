@@ -1,0 +1,114 @@
+"""Who holds the CUDA key of an op, what ``impl="triton"`` calls, and that the package does without Triton."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from evoprune_kernels import _ext, ops
+from evoprune_kernels.ops import OPS, _triton
+from evoprune_kernels.ops._op import TRITON_OWNS
+
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+
+
+def test_every_written_op_is_registered():
+    assert "triton" not in _ext.reasons
+    for name in _triton.WRITTEN:
+        assert has_kernel(f"evoprune_triton::{name}", "CUDA")
+        assert has_kernel(f"evoprune::{name}", "CUDA")
+        assert OPS[name].triton_reasons() == {}
+        launcher, unfit = _triton.implementation(name)
+        assert launcher.__name__.endswith("_triton") and unfit.__name__.endswith("_unfit")
+    for name in set(OPS) - set(_triton.WRITTEN):
+        assert OPS[name].triton_reasons() == {"triton": "not written for this op"}
+        assert not has_kernel(f"evoprune_triton::{name}", "CUDA")
+
+
+@pytest.mark.skipif("_cuda" not in _ext.reasons, reason="_cuda.so holds the CUDA keys")
+def test_without_cuda_kernels_triton_holds_their_keys():
+    assert set(_triton.WRITTEN) == TRITON_OWNS
+    for name in TRITON_OWNS:  # it is not taken for a CUDA C++ kernel
+        assert OPS[name].reasons("cuda") == {"cuda": _ext.reasons["_cuda"]}
+
+
+def test_insisting_needs_cuda_tensors():
+    with pytest.raises(RuntimeError, match="impl='triton' cannot run: tensors are on 'cpu'"):
+        ops.select_nm(torch.zeros(4, 4), 2, 4, impl="triton")
+
+
+def test_what_a_launcher_cannot_take_goes_to_the_reference_unless_insisted_on():
+    scores = torch.randn(4, 8, dtype=torch.float64)
+    op = OPS["select_nm"]
+    assert torch.equal(_triton.run(op, False, scores, 2, 4), op.reference(scores, 2, 4))
+    with pytest.raises(RuntimeError, match=r"select_nm: impl='triton' takes .* got float64"):
+        _triton.run(op, True, scores, 2, 4)
+
+
+def test_fake_cuda_tensors_see_the_shapes():
+    with FakeTensorMode():
+        scores = torch.empty(6, 16, device="cuda")
+        assert OPS["select_nm"](scores, 2, 4, impl="triton").shape == (6, 16)
+        values, meta = OPS["nm_pack"](scores, scores > 0, 2, 4, impl="triton")
+        assert values.shape == (6, 8) and meta.shape == (6, 2)
+        assert values.device.type == meta.device.type == "cuda"
+
+
+@pytest.mark.parametrize("impl", [None, "triton"])
+def test_compiled_it_is_one_node_without_a_break(impl):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(
+            [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        )
+        return graph.forward
+
+    def f(scores):
+        return OPS["select_nm"](scores, 2, 4, impl=impl)
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        scores = torch.empty(6, 16, device="cuda")
+    torch._dynamo.reset()
+    compiled = torch.compile(f, backend=backend, fullgraph=True)
+    with FakeTensorMode():
+        assert compiled(scores).shape == (6, 16)
+    namespace = "evoprune_triton" if impl else "evoprune"
+    assert graphs == [[f"{namespace}.select_nm.default"]]
+
+
+PROGRAM = """
+import sys
+class NoTriton:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] == 'triton':
+            raise ModuleNotFoundError(name)
+if HIDE:
+    import importlib.util
+    find = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *rest: None if name == 'triton' else find(name, *rest)
+    sys.meta_path.insert(0, NoTriton())
+import torch
+from evoprune_kernels import _ext, ops
+print('reason:', _ext.reasons.get('triton'), '; imported:', 'triton' in sys.modules)
+print(ops.select_nm(torch.tensor([[0.1, 0.9, 0.9, 0.3]]), 2, 4).tolist())
+try:
+    ops.select_nm(torch.zeros(4, 4, device='meta'), 2, 4, impl='triton')
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("hide, reason", [(True, "not installed"), (False, "None")])
+def test_import_needs_no_triton_and_does_not_load_it(hide, reason):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("HIDE", str(hide))],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert f"reason: {reason} ; imported: False" in done.stdout, done.stderr
+    assert "[[False, True, True, False]]" in done.stdout
