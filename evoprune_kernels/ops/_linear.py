@@ -6,7 +6,7 @@ pre-activation is not stored: backward computes it once more, except for ``none`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ def linear_unfit(
     scale: Tensor | None,
     shape: tuple[int, int],
     activation: str,
-    expected: dict[str, tuple[Tensor, tuple[int, ...]]],
+    expected: Mapping[str, tuple[Tensor, tuple[int, ...]]],
 ) -> str | None:
     """Why the Triton kernels of a linear op cannot take these arguments, or None; ``expected``: tensors and shapes."""
     floats = (*KERNEL_DTYPES, torch.float16)

@@ -74,8 +74,8 @@ class Op:
         """The native implementation for ``device`` -> why it cannot run; empty when it can, or there is none."""
         if device not in _select.NATIVE:
             return {}
-        key, library = device.upper(), f"_{device}"
-        has = torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{self.name}", key)
+        library = f"_{device}"
+        has = _has_kernel(f"{NAMESPACE}::{self.name}", device.upper())
         if has and not (device == _select.CUDA and self.name in TRITON_OWNS):
             return {}
         return {device: _ext.reasons.get(library, NOT_WRITTEN)}
@@ -83,6 +83,11 @@ class Op:
     def triton_reasons(self) -> dict[str, str]:
         """``{"triton": why it cannot run}``; empty when it can."""
         return {} if self.triton else {_select.TRITON: _ext.reasons.get("triton", NOT_WRITTEN)}
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel(qualified: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key)
 
 
 #: every op, in the order of definition

@@ -35,6 +35,9 @@ TWINS = torch.library.Library(TWIN_NAMESPACE, "DEF")
 WRITTEN = {
     "adamw_step_": "adamw_step",
     "adamw_step_.tensor_lr": "adamw_step",
+    "bitmask_linear": "bitmask_linear",
+    "bitmask_pack": "bitmask_pack",
+    "bitmask_unpack": "bitmask_pack",
     "block_linear": "block_linear",
     "nm_linear": "nm_linear",
     "nm_pack": "nm_pack",

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+#: dtypes that the kernels without arithmetic take
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOWEST = tl.constexpr(-(2**31))
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from evoprune_kernels import _ext, ops
 from evoprune_kernels.ops import OPS, _triton
@@ -27,7 +28,6 @@ def test_every_written_op_is_registered():
         assert launcher.__name__.endswith("_triton") and unfit.__name__.endswith("_unfit")
     for name in set(OPS) - set(_triton.WRITTEN):
         assert OPS[name].triton_reasons() == {"triton": "not written for this op"}
-        assert not has_kernel(f"evoprune_triton::{name}", "CUDA")
 
 
 @pytest.mark.skipif("_cuda" not in _ext.reasons, reason="_cuda.so holds the CUDA keys")
@@ -59,27 +59,37 @@ def test_fake_cuda_tensors_see_the_shapes():
         assert values.device.type == meta.device.type == "cuda"
 
 
-@pytest.mark.parametrize("impl", [None, "triton"])
-def test_compiled_it_is_one_node_without_a_break(impl):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(
-            [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-        )
-        return graph.forward
-
-    def f(scores):
-        return OPS["select_nm"](scores, 2, 4, impl=impl)
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        scores = torch.empty(6, 16, device="cuda")
-    torch._dynamo.reset()
-    compiled = torch.compile(f, backend=backend, fullgraph=True)
+@pytest.mark.parametrize("impl, namespace", [(None, "evoprune"), ("triton", "evoprune_triton")])
+def test_traced_on_cuda_tensors_it_is_one_node(impl, namespace):
     with FakeTensorMode():
-        assert compiled(scores).shape == (6, 16)
-    namespace = "evoprune_triton" if impl else "evoprune"
-    assert graphs == [[f"{namespace}.select_nm.default"]]
+        scores = torch.empty(6, 16, device="cuda")
+        graph = make_fx(lambda s: OPS["select_nm"](s, 2, 4, impl=impl))(scores)
+    called = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert [name for name in called if "select_nm" in name] == [f"{namespace}.select_nm.default"]
+
+
+def test_compiled_without_a_graph_break():
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda s: OPS["select_nm"](s, 2, 4), backend="aot_eager", fullgraph=True
+    )
+    assert compiled(torch.empty(6, 16, device="meta")).shape == (6, 16)
+    compiled = torch.compile(
+        lambda s: OPS["select_nm"](s, 2, 4, impl="cpu"), backend="aot_eager", fullgraph=True
+    )
+    if not OPS["select_nm"].reasons():
+        assert compiled(torch.zeros(6, 16)).shape == (6, 16)
+
+
+def test_the_twin_has_the_gradients_of_the_op():
+    """Its launcher on CPU tensors, replaced by the reference: what is tested is the autograd around it."""
+    library = torch.library.Library("evoprune_triton", "FRAGMENT")
+    library.impl("nm_unpack", OPS["nm_unpack"].reference, "CPU")
+    values = torch.randn(3, 4, requires_grad=True)
+    meta = torch.full((3, 1), 0x4D, dtype=torch.uint8)
+    OPS["nm_unpack"].triton[0](values, meta, 2, 4, 8).sum().backward()
+    assert torch.equal(values.grad, torch.ones(3, 4))
+    library._destroy()
 
 
 PROGRAM = """
@@ -95,7 +105,8 @@ if HIDE:
     sys.meta_path.insert(0, NoTriton())
 import torch
 from evoprune_kernels import _ext, ops
-print('reason:', _ext.reasons.get('triton'), '; imported:', 'triton' in sys.modules)
+kernels = any(n.startswith('evoprune') and n.endswith('triton_impl') for n in sys.modules)
+print('reason:', _ext.reasons.get('triton'), '; kernels imported:', kernels)
 print(ops.select_nm(torch.tensor([[0.1, 0.9, 0.9, 0.3]]), 2, 4).tolist())
 try:
     ops.select_nm(torch.zeros(4, 4, device='meta'), 2, 4, impl='triton')
@@ -105,10 +116,10 @@ except RuntimeError as error:
 
 
 @pytest.mark.parametrize("hide, reason", [(True, "not installed"), (False, "None")])
-def test_import_needs_no_triton_and_does_not_load_it(hide, reason):
+def test_import_needs_no_triton_and_loads_no_kernel(hide, reason):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("HIDE", str(hide))],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert f"reason: {reason} ; imported: False" in done.stdout, done.stderr
+    assert f"reason: {reason} ; kernels imported: False" in done.stdout, done.stderr
     assert "[[False, True, True, False]]" in done.stdout

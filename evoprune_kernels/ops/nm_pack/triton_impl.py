@@ -24,9 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from evoprune_kernels.formats.nm import index_bits, packed_sizes
-from evoprune_kernels.ops.triton_impl import nm_index
+from evoprune_kernels.ops.triton_impl import DTYPES, nm_index
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: entries of a tile, with four warps
 TILE = 1024
 NO_FAULT = 2**63 - 1

@@ -21,9 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evoprune_kernels.ops.triton_impl import LOWEST, order_key
+from evoprune_kernels.ops.triton_impl import DTYPES, LOWEST, order_key
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: entries of a tile, with four warps: eight or four a thread, so that the unrolled comparisons stay in registers
 TILE, TILE_OF_LARGE_GROUPS = 1024, 512
 
