@@ -66,6 +66,10 @@ class Simulated:
         """The launcher of ``op`` on CPU tensors; a fault of a kernel is raised as itself."""
         launcher, unfit = _triton.implementation(op)
         assert (why := unfit(*args, **kwargs)) is None, why
+        return self.apply(launcher, *args, **kwargs)
+
+    def apply(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """``function(*args)``, and every kernel that it launches."""
         driver = self.driver
         driver.reset()
         driver.arch, driver.run = 80, True
@@ -73,7 +77,7 @@ class Simulated:
         for tensor in tensors_of([args, kwargs]):
             driver.know(tensor)
         with _Allocations(driver):
-            return launcher(*args, **kwargs)
+            return function(*args, **kwargs)
 
     @property
     def launches(self) -> list[tuple[str, Stats]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from evoprune_kernels import _ext, ops
 from evoprune_kernels.ops import OPS, _triton
 from evoprune_kernels.ops._op import TRITON_OWNS
+from tests.ops.steps import Problem
+from tests.ops.test_sgd_step import arguments
 
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 
@@ -90,6 +93,25 @@ def test_the_twin_has_the_gradients_of_the_op():
     OPS["nm_unpack"].triton[0](values, meta, 2, 4, 8).sum().backward()
     assert torch.equal(values.grad, torch.ones(3, 4))
     library._destroy()
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)])
+def test_the_dispatcher_hands_a_step_all_its_arguments(simulated, lr):
+    """``evoprune_triton::sgd_step_`` with its launcher under the CPU key, so that CPU tensors reach it."""
+    name = "sgd_step_.tensor_lr" if isinstance(lr, torch.Tensor) else "sgd_step_"
+    library = torch.library.Library("evoprune_triton", "FRAGMENT")
+    library.impl(name, functools.partial(_triton.run, OPS[name], True), "CPU")
+    ours = Problem.make([(9,), (3, 41)])
+    ours.draw_gradients(0)
+    theirs, before = ours.copy(), ours.params[0]._version
+    options = {"lr": lr, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.1, "nesterov": False,
+               "maximize": False, "rule": "evolution", "alpha": 0.3}  # fmt: skip
+    simulated.apply(OPS[name].triton[0], *arguments(ours), **options)
+    library._destroy()
+    assert len(simulated.launches) == 2 and ours.params[0]._version > before
+    OPS[name].reference(*arguments(theirs), **options)
+    for mine, other in zip(ours.written(), theirs.written(), strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 PROGRAM = """
