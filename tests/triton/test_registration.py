@@ -18,6 +18,7 @@ from evoprune_kernels.ops._op import TRITON_OWNS
 from tests.ops.steps import Problem
 from tests.ops.test_sgd_step import arguments
 
+pytest.importorskip("triton", reason="triton: not installed")
 has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 
 
