@@ -21,6 +21,7 @@ COMMANDS = {
     ),
     "model": ("bench.model", "a transformer stack end to end: dense, masked dense, optimised"),
     "gpu": ("bench.gpu", "every CUDA kernel on the GPU at hand: correctness, then rivals"),
+    "static": ("bench.static", "the CUDA kernels without a GPU: registers, traffic, budgets"),
     "costs": ("bench.costs", "the nm kernels' cost model: fit and write csrc/core/nm_costs.h"),
     "demo": ("bench.demo", "train a character GPT, prune it, run it faster"),
     "digits": ("bench.digits", "an MLP on digits at 90 %% block sparsity"),

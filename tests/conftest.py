@@ -5,12 +5,18 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from evoprune_kernels import _ext, _select, ops
 from evoprune_kernels.ops import Op
+from tests import simulated
+from tests.simulated import Gpu
+
+#: the column of CUDA C++ kernels that the PTX simulator ran
+SIMULATED = "cuda sim"
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +85,22 @@ def _count_dispatch() -> None:
     Op.__call__ = counted
 
 
+def _count_simulated() -> None:
+    """Notes which ops run as CUDA kernels on the simulator."""
+    call = Gpu.call
+
+    def counted(self, op, *args, **kwargs):
+        _called.add((op, SIMULATED))
+        return call(self, op, *args, **kwargs)
+
+    Gpu.call = counted
+
+
 def pytest_configure():
     for op in ops.OPS.values():
         _count_calls(op)
     _count_dispatch()
+    _count_simulated()
 
 
 @pytest.hookimpl(trylast=True)
@@ -93,8 +111,24 @@ def pytest_runtest_logreport(report):
         _passed.update(_called)
 
 
+def _has_cuda_kernel(op: Op) -> bool:
+    """Whether csrc/ops_cuda registers the op; read from the sources, so that it is known without a compiler."""
+    return any(f'm.impl("{op.name}"' in text for text in _bindings())
+
+
+@functools.cache
+def _bindings() -> tuple[str, ...]:
+    folder = Path(__file__).parent.parent / "csrc" / "ops_cuda"
+    return tuple(path.read_text() for path in folder.glob("*.cpp"))
+
+
 def _cell(op: Op, implementation: str) -> str:
-    if implementation != "reference":
+    if implementation == SIMULATED:
+        if not _has_cuda_kernel(op):
+            return "none"
+        if simulated.reason():
+            return "skipped"
+    elif implementation != "reference":
         if "_cpu" in _ext.reasons or implementation not in _ext.isa_levels():
             return "skipped"
         if op.reasons():
@@ -110,12 +144,14 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     write = terminalreporter.write_line
     levels = ["avx512vnni", "avx512", "avx2", "baseline"]
-    columns = [*levels, "reference"]
+    columns = [*levels, SIMULATED, "reference"]
     terminalreporter.section("tests that ran each implementation of each op")
     width = max(len(op.name) for op in shown) + 2
     write("op".ljust(width) + "".join(c.rjust(11) for c in columns))
     for op in shown:
         write(op.name.ljust(width) + "".join(_cell(op, c).rjust(11) for c in columns))
+    if reason := simulated.reason():
+        write(f"skipped: {SIMULATED} (CUDA C++ on the PTX simulator): {reason}")
     if "_cpu" in _ext.reasons:
         write(f"skipped: C++ kernels: {_ext.reasons['_cpu']}")
         return
@@ -124,4 +160,6 @@ def pytest_terminal_summary(terminalreporter, config):
             hint = "; `make emulate` runs it" if level.startswith("avx512") else ""
             write(f"skipped: {level}: this CPU lacks the instructions{hint}")
     if missing := [op.name for op in shown if op.reasons()]:
-        write(f"none: no C++ kernel is written for {', '.join(missing)}")
+        write(f"none: no C++ kernel for CPUs is written for {', '.join(missing)}")
+    if missing := [op.name for op in shown if not _has_cuda_kernel(op)]:
+        write(f"none: no CUDA kernel is written for {', '.join(missing)}")

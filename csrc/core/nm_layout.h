@@ -25,6 +25,8 @@
 
 #include <cstdint>
 
+#include "core/host_device.h"
+
 namespace evoprune {
 
 inline constexpr int kNmTile = 16;
@@ -53,7 +55,7 @@ inline int64_t nm_slots(int64_t columns, int n, int m) {
   return nm_words(columns, n, m) * (32 / nm_field_bits(m));
 }
 // Index `i` of a row's canonical bit stream; reads no byte beyond the stream.
-inline int32_t nm_read_index(const uint8_t* meta, int64_t i, int bits) {
+EVOPRUNE_HD int32_t nm_read_index(const uint8_t* meta, int64_t i, int bits) {
   const int64_t first = i * bits;
   const uint8_t* p = meta + first / 8;
   const int shift = static_cast<int>(first % 8);

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "core/activation.h"
+#include "core/step_rule.h"
 #include "cpu/probes.h"
 #include "importance/average.h"
 
@@ -57,7 +58,6 @@ struct StepTensor {
 
 // The list, and what the optimizers share. A work unit is a chunk of kStepChunk elements.
 inline constexpr int64_t kStepChunk = 16384;
-enum class StepRule : int32_t { none = 0, evolution = 1, taylor = 2 };
 struct StepList {
   const StepTensor* tensors;
   int64_t count;

@@ -35,7 +35,7 @@ inline DeviceLimits device_limits() {
   return limits;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 

@@ -24,6 +24,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+// ---- registers ----
+// No instruction: a value that stays in its register, because the compiler cannot compute it anew.
+__device__ __forceinline__ uint32_t kept(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- global memory, sm_70 ----
 // 16 bytes that no thread of the grid writes, kept out of L1: data that is read once.
 __device__ __forceinline__ uint4 load_once(const void* p) {
@@ -33,12 +40,32 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
                : "l"(p));
   return v;
 }
+// 16 bytes by one store, where the compiler would split a struct of smaller numbers.
+__device__ __forceinline__ void st_global(void* p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
+
+// 16 aligned bytes.
+__device__ __forceinline__ void store_global16(void* p, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
+               : "memory");
+}
 
 // ---- asynchronous copies to shared memory, sm_80 ----
 // 16 bytes past L1; with bytes = 0 the destination is filled with zeros and nothing is read.
-__device__ __forceinline__ void cp_async16(uint32_t shared, const void* global, int bytes = 16) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
-               "r"(bytes)
+template <int kOffset = 0>
+__device__ __forceinline__ void cp_async16(uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0 + %2], [%1], 16;" ::"r"(shared), "l"(global),
+               "n"(kOffset)
+               : "memory");
+}
+template <int kOffset = 0>
+__device__ __forceinline__ void cp_async16(uint32_t shared, const void* global, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(bytes), "n"(kOffset)
                : "memory");
 }
 __device__ __forceinline__ void cp_async4(uint32_t shared, const void* global, int bytes = 4) {
@@ -53,11 +80,28 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- shared memory to fragments, sm_75 ----
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t shared) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+// ---- shared memory and registers, sm_70 ----
+template <int kOffset = 0>
+__device__ __forceinline__ void load_shared16(uint32_t* r, uint32_t shared) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4 + %5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared)
+               : "r"(shared), "n"(kOffset)
+               : "memory");
+}
+
+__device__ __forceinline__ void store_shared16(uint32_t shared, const uint32_t (&r)[4]) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+// ---- shared memory to fragments, sm_75 ----
+// kOffset, in bytes, is part of the instruction.
+template <int kOffset = 0>
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t shared) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4 + %5];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared), "n"(kOffset)
                : "memory");
 }
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t shared) {
@@ -65,6 +109,16 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t sha
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared)
                : "memory");
+}
+
+__device__ __forceinline__ uint32_t ld_shared(uint32_t shared) {
+  uint32_t r;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(shared) : "memory");
+  return r;
+}
+
+__device__ __forceinline__ void st_shared(uint32_t shared, float x, float y) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(x), "f"(y) : "memory");
 }
 
 // ---- tensor cores, sm_80 ----

@@ -38,11 +38,7 @@ void launch(const StepEntries entries, const AdamwOptions& o, const StepOptions&
 
 void adamw_step_inputs(const StepInputs& in, bool amsgrad, const AdamwOptions& o) {
   check_step_inputs(in);
-  STD_TORCH_CHECK(in.moments.size() == in.params.size() && in.squares.size() == in.params.size(),
-                  "expected ", in.params.size(), " exp_avgs and exp_avg_sqs, got ",
-                  in.moments.size(), " and ", in.squares.size());
-  STD_TORCH_CHECK(!amsgrad || in.largest_squares.size() == in.params.size(), "amsgrad needs ",
-                  in.params.size(), " max_exp_avg_sqs, got ", in.largest_squares.size());
+  check_moments(in, amsgrad);
   run_steps(in, [&](StepEntries entries, double grad_scale) {
     launch(entries, o, in.options, grad_scale);
   });
@@ -54,7 +50,9 @@ void adamw_step(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
                 TensorList max_exp_avg_sqs, TensorList importances, TensorList masks,
                 TensorList steps, double lr, double beta1, double beta2, double eps,
                 double weight_decay, bool amsgrad, bool maximize, std::string rule, double alpha,
-                std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+                std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
+                std::optional<int64_t> seed) {
+  check_no_seed(seed);
   if (!amsgrad) max_exp_avg_sqs.clear();
   adamw_step_inputs({params,
                      grads,
@@ -74,10 +72,11 @@ void adamw_step_tensor_lr(TensorList params, TensorList grads, TensorList exp_av
                           TensorList importances, TensorList masks, TensorList steps, Tensor lr,
                           double beta1, double beta2, double eps, double weight_decay, bool amsgrad,
                           bool maximize, std::string rule, double alpha,
-                          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+                          std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
+                          std::optional<int64_t> seed) {
   adamw_step(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, importances, masks, steps,
              read_number(lr, "lr"), beta1, beta2, eps, weight_decay, amsgrad, maximize, rule, alpha,
-             grad_scale, found_inf);
+             grad_scale, found_inf, seed);
 }
 
 void adamw_step_entries(int64_t address, int64_t count, double lr, double beta1, double beta2,

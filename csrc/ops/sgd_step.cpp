@@ -25,8 +25,7 @@ void launch(const StepEntries entries, const SgdOptions& o, const StepOptions& o
 
 void sgd_step_inputs(const StepInputs& in, const SgdOptions& o) {
   check_step_inputs(in);
-  STD_TORCH_CHECK(o.momentum == 0 || in.moments.size() == in.params.size(), "momentum=", o.momentum,
-                  " needs ", in.params.size(), " momentum_buffers, got ", in.moments.size());
+  check_buffers(in, o.momentum);
   run_steps(in, [&](StepEntries entries, double grad_scale) {
     launch(entries, o, in.options, grad_scale);
   });
@@ -38,7 +37,8 @@ void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers,
               TensorList importances, TensorList masks, TensorList steps, double lr,
               double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
               std::string rule, double alpha, std::optional<Tensor> grad_scale,
-              std::optional<Tensor> found_inf) {
+              std::optional<Tensor> found_inf, std::optional<int64_t> seed) {
+  check_no_seed(seed);
   if (momentum == 0) momentum_buffers.clear();
   sgd_step_inputs({params,
                    grads,
@@ -57,10 +57,11 @@ void sgd_step_tensor_lr(TensorList params, TensorList grads, TensorList momentum
                         TensorList importances, TensorList masks, TensorList steps, Tensor lr,
                         double momentum, double dampening, double weight_decay, bool nesterov,
                         bool maximize, std::string rule, double alpha,
-                        std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+                        std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
+                        std::optional<int64_t> seed) {
   sgd_step(params, grads, momentum_buffers, importances, masks, steps, read_number(lr, "lr"),
            momentum, dampening, weight_decay, nesterov, maximize, rule, alpha, grad_scale,
-           found_inf);
+           found_inf, seed);
 }
 
 void sgd_step_entries(int64_t address, int64_t count, double lr, double momentum, double dampening,

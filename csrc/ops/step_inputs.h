@@ -1,55 +1,24 @@
-// The tensor lists of an optimizer-step op: their checks, and what makes them fit for a kernel.
-//
-//   layout of the tensors of one index                                what the kernel gets
-//   all contiguous, or the same strides over dense memory             their own memory
-//   anything else (views with gaps, a gradient of other strides)      contiguous copies, written
-//   back
-//
-// All checks and copies come before the first write, so an error leaves everything as it was.
+// What makes the lists of an optimizer-step op (ops/step_lists.h) fit for the CPU kernels.
 #pragma once
 
-#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "cpu/step_entry.h"
-#include "ops/check.h"
+#include "ops/step_lists.h"
 
 namespace evoprune::binding {
 
-using TensorList = std::vector<Tensor>;
-
-struct StepOptions {
-  std::optional<Tensor> grad_scale, found_inf;
-  std::string rule;
-  double alpha;
-  bool maximize;
-};
-
-struct StepInputs {
-  TensorList params, grads, moments, squares, largest_squares, importances, masks, steps;
-  StepOptions options;
-  const char* moments_name;  // for messages: exp_avgs or momentum_buffers
-};
-
 using StepEntries = std::span<StepEntry>;
-struct StepCopy {
-  Tensor original, copy;
-  bool written;
-};
 struct PreparedSteps {
   std::vector<StepEntry> entries;
   std::vector<StepCopy> copies;
 };
 
-StepRule step_rule(const std::string& rule);
-void check_step_inputs(const StepInputs& in);
 bool step_is_skipped(const StepOptions& options);
-bool share_memory(const TensorList& tensors);
-StepInputs only(const StepInputs& in, size_t i);  // index i alone
 PreparedSteps prepare_steps(const StepInputs& in);
-void write_back(const PreparedSteps& prepared);         // copies, to what they are copies of
+void check_no_seed(const std::optional<int64_t>& seed);
 double read_number(const Tensor& t, const char* what);  // of a one-element tensor
 
 // Calls step(entries, grad_scale): once, or for one parameter after the other where they share
@@ -62,7 +31,7 @@ void run_steps(const StepInputs& in, const Step& step) {
   const auto run = [&](const StepInputs& part) {
     PreparedSteps prepared = prepare_steps(part);
     step(StepEntries(prepared.entries), grad_scale);
-    write_back(prepared);
+    write_back(prepared.copies);
   };
   if (!share_memory(in.params)) return run(in);
   for (size_t i = 0; i < in.params.size(); ++i) run(only(in, i));

@@ -67,6 +67,11 @@ inline Tensor zeros_like(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_zeros(like, {sizes.begin(), sizes.size()}, dtype);
 }
 
+// The tensor, or a copy where its data does not begin at a multiple of 16 bytes.
+inline Tensor aligned(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
+}
+
 inline DType kernel_dtype(const Tensor& t, const char* what) {
   switch (t.scalar_type()) {
     case ScalarType::Float:

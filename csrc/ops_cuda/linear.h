@@ -16,6 +16,19 @@ inline void check_layout(const std::string& layout, const char* expected) {
                   layout);
 }
 
+// Of the values: that of x, or int8 with a scale.
+inline DType stored_dtype(const Tensor& values, const std::optional<Tensor>& scale, DType x) {
+  const bool eight_bit = values.scalar_type() == ScalarType::Char;
+  STD_TORCH_CHECK(scale.has_value() == eight_bit,
+                  "expected a scale for values of int8 and for no others, got values of ",
+                  torch::headeronly::toString(values.scalar_type()));
+  if (eight_bit) return DType::i8;
+  const DType stored = kernel_dtype(values, "values");
+  STD_TORCH_CHECK(stored == x, "values has dtype ",
+                  torch::headeronly::toString(values.scalar_type()), ", x another");
+  return stored;
+}
+
 // Of scale and bias, which must live as long as the result.
 inline cuda::Epilogue epilogue_of(const std::optional<Tensor>& bias,
                                   const std::optional<Tensor>& scale, int64_t out_features,

@@ -1,37 +1,9 @@
 // evoprune::nm_linear on CUDA: checks, allocation, and which of the two kernels runs.
 #include "cuda/nm_linear.h"
 
-#include "core/nm_cuda_layout.h"
-#include "ops_cuda/linear.h"
+#include "ops_cuda/nm.h"
 
 namespace evoprune::binding_cuda {
-
-namespace {
-
-DType stored_dtype(const Tensor& values, const std::optional<Tensor>& scale, DType x) {
-  const bool eight_bit = values.scalar_type() == ScalarType::Char;
-  STD_TORCH_CHECK(scale.has_value() == eight_bit,
-                  "expected a scale for values of int8 and for no others, got values of ",
-                  torch::headeronly::toString(values.scalar_type()));
-  if (eight_bit) return DType::i8;
-  const DType stored = kernel_dtype(values, "values");
-  STD_TORCH_CHECK(stored == x, "values has dtype ",
-                  torch::headeronly::toString(values.scalar_type()), ", x another");
-  return stored;
-}
-
-void check_packed(const Tensor& values, const Tensor& meta, int64_t rows, int64_t columns) {
-  const int64_t rows64 = nm_cuda_padded(rows), columns64 = nm_cuda_padded(columns);
-  check_size(values, 0, rows64, "values.size(0)");
-  check_size(values, 1, columns64 / 2, "values.size(1)");
-  check_contiguous(values, "values");
-  check_dtype(meta, ScalarType::Int, "meta");
-  STD_TORCH_CHECK(meta.numel() == rows64 * columns64 / 32, "expected meta of ",
-                  rows64 * columns64 / 32, " words, got ", meta.numel());
-  check_contiguous(meta, "meta");
-}
-
-}  // namespace
 
 Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bias,
                  int64_t out_features, int64_t in_features, int64_t n, int64_t m, int64_t shared,
@@ -48,6 +20,8 @@ Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bia
   const int64_t tokens = count_tokens(x);
   Tensor y = new_output(x, out_features);
   if (y.numel() == 0) return y;
+  values = aligned(values);
+  meta = aligned(meta);
   const cuda::NmLinearArgs args{input(x),
                                 input(values),
                                 input<uint32_t>(meta),

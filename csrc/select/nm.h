@@ -22,6 +22,11 @@ EVOPRUNE_HD bool ranks_above(float a, int i, float b, int j) {
   return a > b || (a == b && i < j);
 }
 
+// The same for i < j, without branches.
+EVOPRUNE_HD bool first_ranks_above(float a, float b) {
+  return (b != b) | (a >= b);
+}
+
 // Bit i is set when weight i of the group is kept. `count` <= m entries exist (a group cut off by
 // the row's end).
 EVOPRUNE_HD uint32_t nm_group(const float* scores, int count, int n) {

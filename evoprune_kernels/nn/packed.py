@@ -27,7 +27,7 @@ from evoprune_kernels import _ext, _select, formats
 from evoprune_kernels.formats import NM, Pattern
 from evoprune_kernels.nn.masks import check_finite, check_pattern
 from evoprune_kernels.ops._linear import ACTIVATIONS, KERNEL_DTYPES
-from evoprune_kernels.ops.prepare import bind, cuda_unfit, op_of
+from evoprune_kernels.ops.prepare import bind, op_of
 from evoprune_kernels.ops.w8a8_linear.reference import dequantize_tokens
 
 #: device type -> dtypes of a weight that its kernels take
@@ -176,11 +176,8 @@ class PackedCache(nn.Module):
         if weight.dtype not in _DTYPES[device]:
             names = " or ".join(str(dtype)[6:] for dtype in _DTYPES[device])
             return f"the kernels on {device!r} take {names}, the weight is {str(weight.dtype)[6:]}"
-        w8a8 = self.stored == "w8a8"
-        if device == _select.CUDA and (why := cuda_unfit(self.pattern, w8a8=w8a8)):
-            return why
         try:
-            op = op_of(self.pattern, w8a8=w8a8)
+            op = op_of(self.pattern, w8a8=self.stored == "w8a8", device=device)
         except ValueError as error:
             return str(error)
         if op is None:

@@ -10,15 +10,21 @@ from evoprune_kernels.ops.bitmask_prepare import bitmask_prepare
 from evoprune_kernels.ops.block_linear import block_linear
 from evoprune_kernels.ops.block_pack import block_pack, block_unpack
 from evoprune_kernels.ops.block_prepare import block_prepare
+from evoprune_kernels.ops.channel_gate import channel_gate
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
 from evoprune_kernels.ops.nm_prepare_cuda import nm_prepare_cuda
+from evoprune_kernels.ops.nm_select_pack import nm_select_pack
+from evoprune_kernels.ops.nm_w8a8_linear import nm_w8a8_linear
 from evoprune_kernels.ops.prepare import linear, prepare
 from evoprune_kernels.ops.select_block import select_block
 from evoprune_kernels.ops.select_nm import select_nm
+from evoprune_kernels.ops.select_nm_transposable import select_nm_transposable
 from evoprune_kernels.ops.select_topk import select_topk
+from evoprune_kernels.ops.select_topk_global import select_topk_global
 from evoprune_kernels.ops.sgd_step import sgd_step_
+from evoprune_kernels.ops.topk_channels import topk_channels
 from evoprune_kernels.ops.w8a8_linear import w8a8_linear
 from evoprune_kernels.ops.w8a8_prepare import w8a8_picks, w8a8_prepare
 
@@ -38,17 +44,23 @@ __all__ = [
     "block_pack",
     "block_prepare",
     "block_unpack",
+    "channel_gate",
     "linear",
     "nm_linear",
     "nm_pack",
     "nm_prepare",
     "nm_prepare_cuda",
+    "nm_select_pack",
     "nm_unpack",
+    "nm_w8a8_linear",
     "prepare",
     "select_block",
     "select_nm",
+    "select_nm_transposable",
     "select_topk",
+    "select_topk_global",
     "sgd_step_",
+    "topk_channels",
     "w8a8_linear",
     "w8a8_picks",
     "w8a8_prepare",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evoprune_kernels._check import check
 from evoprune_kernels.importance import RULES
+from evoprune_kernels.ops import _philox
 
 NO_RULE = "none"
 #: dtypes of parameters that the kernels take; the reference takes every floating one
@@ -73,6 +74,11 @@ def kernel_fits(params: Sequence[Tensor]) -> bool:
     return all(p.dtype in KERNEL_DTYPES for p in params)
 
 
+def reference_instead(params: Sequence[Tensor], seed: int | None) -> bool:
+    """Whether the call is for the reference: other dtypes than the kernels', or a seed, which the CPU kernels lack."""
+    return not kernel_fits(params) or (seed is not None and all(p.is_cpu for p in params))
+
+
 def skipped(found_inf: Tensor | None) -> bool:
     """Whether the gradient scaler found an overflow; every value but 0 says so, a sum over devices included."""
     return found_inf is not None and found_inf.item() != 0
@@ -92,13 +98,28 @@ def unscaled_gradient(grad: Tensor, param: Tensor, grad_scale: Tensor | None) ->
     return g
 
 
+class Rounding:
+    """How results are stored: nearest even, or, in bf16 tensors and with a seed, randomly (``_philox``)."""
+
+    def __init__(self, param: Tensor, seed: int | None, tensor: int, step: float) -> None:
+        self._random: Mapping[str, Tensor] | None = None
+        if seed is not None and param.dtype == torch.bfloat16:
+            self._random = _philox.step_random(param, seed=seed, tensor=tensor, step=int(step))
+
+    def store(self, slot: str, target: Tensor, value: Tensor) -> None:
+        """Write ``value`` to ``target``, one of ``_philox.SLOTS``."""
+        if self._random is not None and target.dtype == torch.bfloat16:
+            value = _philox.round_randomly_to_bf16(value, self._random[slot])
+        target.copy_(value)
+
+
 def write_weight(
     param: Tensor, new: Tensor, gradient: Tensor, *, mask: Tensor | None, importance: Tensor | None,
-    rule: str, alpha: float,
+    rule: str, alpha: float, rounding: Rounding,
 ) -> None:  # fmt: skip
     """Store the new weight, +0.0 where the mask is False, and advance the importance."""
     old = param.to(gradient.dtype, copy=True)
-    param.copy_(new)
+    rounding.store("param", param, new)
     if mask is not None:
         param.masked_fill_(~mask, 0.0)
     if importance is not None and keeps_state(rule):

@@ -26,6 +26,7 @@ from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_prepare import nm_prepare
 from evoprune_kernels.ops.nm_prepare_cuda import nm_prepare_cuda
+from evoprune_kernels.ops.nm_w8a8_linear import OP as NM_W8A8
 from evoprune_kernels.ops.w8a8_linear import OP as W8A8
 from evoprune_kernels.ops.w8a8_prepare import w8a8_picks, w8a8_prepare
 
@@ -94,10 +95,18 @@ class Bound:
     tail: tuple[int | str, ...]
 
 
-def op_of(pattern: Pattern, *, w8a8: bool = False) -> Op | None:
-    """The linear op of a pattern, None if there is none; with ``w8a8`` that of int8 arithmetic (``ValueError``)."""
+def op_of(pattern: Pattern, *, w8a8: bool = False, device: str = "cpu") -> Op | None:
+    """The linear op of a pattern, None if there is none; with ``w8a8`` that of int8 arithmetic on a device type.
+
+    Raises:
+        ValueError: where the kernels of the device do not take the pattern.
+    """
+    if device == "cuda" and (reason := cuda_unfit(pattern, w8a8=w8a8)):
+        raise ValueError(reason)
     if not w8a8:
         return OPS.get(f"{format_of(pattern).FORMAT}_linear")
+    if device == "cuda":
+        return NM_W8A8
     w8a8_picks(pattern)
     return W8A8
 
@@ -111,8 +120,8 @@ def cuda_unfit(pattern: Pattern, *, w8a8: bool = False) -> str | None:
         >>> cuda_unfit(parse_pattern("1:4"))
         'the CUDA kernels take 2:4 of the n:m patterns, got 1:4'
     """
-    if w8a8:
-        return "the CUDA kernels have no w8a8 path for packed layers"
+    if w8a8 and not isinstance(pattern, NM):
+        return f"the CUDA kernels multiply integers for 2:4 only, got {pattern}"
     if isinstance(pattern, NM) and (pattern.n, pattern.m) != (2, 4):
         return f"the CUDA kernels take 2:4 of the n:m patterns, got {pattern}"
     if isinstance(pattern, Block) and not CUDA_BLOCK_EDGES.issuperset(pattern.arguments()):
@@ -143,16 +152,17 @@ def bind(
         >>> bind(formats.pack(torch.eye(4), "2:4").quantize(), "none", w8a8=True).tail
         (4, 4, 'row', 'none')
     """
-    op = op_of(packed.pattern, w8a8=w8a8)
+    device = device or packed.values.device.type
+    op = op_of(packed.pattern, w8a8=w8a8, device=device)
     assert op is not None
     names: tuple[str, ...] = packed.TENSORS
     tensors: tuple[Tensor, ...]
     tail: tuple[int | str, ...]
-    if (device or packed.values.device.type) == "cuda":
-        if reason := cuda_unfit(packed.pattern, w8a8=w8a8):
-            raise ValueError(reason)
+    if device == "cuda":
         tensors, layout = _for_cuda(packed)
-        tail = (*packed.pattern.arguments(), activation, layout)
+        tail = (activation,)
+        if not w8a8:
+            tail = (*packed.pattern.arguments(), activation, layout)
     elif w8a8:
         names, tensors = ("values", "row_ptr", "columns", "row_sums"), w8a8_prepare(packed)
         tail = (w8a8_picks(packed.pattern), activation)

@@ -80,9 +80,7 @@ def select_all(config: PruneConfig, scores: list[Tensor], kept: float) -> list[T
     """The masks of a group's weights, each in the shape of its scores."""
     if config.scope == "tensor":
         return [_select_one(config, s, kept) for s in scores]
-    flat = ops.select_topk(torch.cat([s.reshape(-1) for s in scores]), kept)
-    parts = flat.split([s.numel() for s in scores])
-    return [part.view(s.shape) for part, s in zip(parts, scores, strict=True)]
+    return ops.select_topk_global(scores, kept)
 
 
 def _select_one(config: PruneConfig, scores: Tensor, kept: float) -> Tensor:

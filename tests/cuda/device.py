@@ -22,6 +22,7 @@ class DeviceGpu:
 
     def __init__(self, device: str = "cuda") -> None:
         self.device = device
+        self.on_host: list[Tensor] = []  # tensors that stay on the CPU
         self._raised = False
 
     def call(self, op: str, *args: Any, **kwargs: Any) -> Any:
@@ -61,7 +62,7 @@ class DeviceGpu:
     def _move(self, value: Any, storages: dict[int, tuple[Tensor, Tensor]]) -> Any:
         if isinstance(value, list | tuple):
             return type(value)(self._move(item, storages) for item in value)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or any(value is tensor for tensor in self.on_host):
             return value
         memory = value.untyped_storage()
         key = memory.data_ptr()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evoprune_kernels import formats
+from evoprune_kernels.ops import OPS
 from evoprune_kernels.ops.prepare import bind, cuda_unfit
 from tests.tolerance import assert_accurate
 
@@ -32,12 +33,26 @@ def test_a_bound_weight_is_the_dense_layer(gpu, pattern, tokens):
     assert_accurate(y, truth, same)
 
 
+def test_a_bound_weight_in_integers_is_the_cpu_kernel(gpu):
+    torch.manual_seed(0)
+    weight = torch.randn(40, 72) * (torch.arange(72) % 4 < 2)
+    packed = formats.pack(weight, "2:4").quantize()
+    x, bias = torch.randn(20, 72), torch.randn(40)
+    found = []
+    for device, call in (("cuda", gpu.call), ("cpu", lambda name, *args: OPS[name](*args))):
+        bound = bind(packed, "relu", w8a8=True, device=device)
+        found.append(
+            call(bound.op.name, x, *bound.tensors.values(), bias, *bound.tail, packed.scale)
+        )
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     "pattern, w8a8, reason",
     [
         ("1:4", False, "take 2:4 of the n:m patterns, got 1:4"),
         ("block:16x1", False, "blocks of edges 16, 32, 64, 128, got block:16x1"),
-        ("2:4", True, "no w8a8 path"),
+        ("block:16x16", True, "multiply integers for 2:4 only, got block:16x16"),
     ],
 )
 def test_what_no_cuda_kernel_takes_has_a_reason(pattern, w8a8, reason):

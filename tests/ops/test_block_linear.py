@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from evoprune_kernels import ops
 from evoprune_kernels.formats import BlockWeight
+from evoprune_kernels.formats.block import rows_of
+from evoprune_kernels.ops.block_linear.backward import DW, DX, transpose_index
 from evoprune_kernels.ops.block_linear.cases import CASES
 from tests.tolerance import assert_accurate
 
@@ -253,3 +255,50 @@ def test_corrupt_tensors_are_refused_by_the_kernel(layout, change, match):
     rest = (*packed.shape, *packed.pattern.arguments(), "none", layout)
     with pytest.raises(RuntimeError, match=match):
         ops.block_linear.OP(x, *tensors, None, *rest, impl="cpu")
+
+
+def backward_inputs():
+    x, packed, _ = small()
+    rows = rows_of(packed.row_ptr, packed.values.shape[0]).int()
+    return torch.randn(5, 33), x, packed, rows
+
+
+def test_the_transposed_index_lists_every_block_by_column():
+    packed = small(rows=100, columns=200)[1]
+    col_ptr, row_idx, order = transpose_index(packed.row_ptr, packed.col_idx, 13)
+    expected = BlockWeight.pack(packed.unpack().t(), 16, 16)
+    assert torch.equal(packed.values[order].transpose(1, 2), expected.values)
+    assert torch.equal(col_ptr, expected.row_ptr) and torch.equal(row_idx, expected.col_idx)
+    assert {t.dtype for t in (col_ptr, row_idx, order)} == {torch.int32}
+
+
+def test_backward_products_match_the_dense_ones():
+    grad, x, packed, rows = backward_inputs()
+    dx = DX(
+        grad, packed.values, *transpose_index(packed.row_ptr, packed.col_idx, 4), 33, 61, 16, 16
+    )
+    torch.testing.assert_close(dx, grad @ packed.unpack())
+    dw = BlockWeight(
+        DW(grad, x, rows, packed.col_idx, 16, 16), packed.row_ptr, packed.col_idx, (33, 61)
+    )
+    dw.validate()
+    kept = packed.unpack() != 0
+    torch.testing.assert_close(dw.unpack(), torch.where(kept, grad.t() @ x, torch.zeros(())))
+
+
+def test_opcheck_of_the_backward_products():
+    grad, x, packed, rows = backward_inputs()
+    index = transpose_index(packed.row_ptr, packed.col_idx, 4)
+    torch.library.opcheck(DX.overload, (grad, packed.values, *index, 33, 61, 16, 16))
+    torch.library.opcheck(DW.overload, (grad, x, rows, packed.col_idx, 16, 16))
+
+
+def test_a_second_derivative_is_refused():
+    x, packed, _ = small()
+    x.requires_grad_()
+    upstream = torch.ones(5, 33, requires_grad=True)
+    (grad,) = torch.autograd.grad(
+        call(x, packed, layout="canonical"), x, upstream, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="block_linear has no second derivative"):
+        grad.sum().backward()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +24,20 @@ _LAUNCH = ctypes.CFUNCTYPE(
 )  # fmt: skip
 _MEMORY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
 _schemas = torch.library.Library("evoprune_sim", "DEF")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel; unpacks to ``name, stats``."""
+
+    name: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int  # dynamic bytes
+    stats: Stats
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.name, self.stats))
 
 
 @functools.cache
@@ -44,15 +60,18 @@ class Gpu:
     """Runs ``evoprune_sim`` ops; one at a time in a process.
 
     Attributes:
-        launches: ``(kernel name, Stats)`` of every launch of the last ``call``.
+        launches: every launch of the last ``call``.
         attributes: cudaDeviceAttr -> value, those of an A100; change them to act as another device.
+        on_host: tensors that are CPU tensors to a binding which takes those beside CUDA tensors; no kernel may touch
+            them.
     """
 
     def __init__(self, memory: int = 1 << 26) -> None:
         self.library = _library()
         self.memory_bytes = memory
         self.attributes = dict(A100)
-        self.launches: list[tuple[str, Stats]] = []
+        self.launches: list[Launch] = []
+        self.on_host: list[torch.Tensor] = []
         self._error: Exception | None = None
         self._callbacks = (_LAUNCH(self._launch), _MEMORY(self._know))
 
@@ -66,6 +85,9 @@ class Gpu:
         self.launches, self._error = [], None
         for attribute, value in self.attributes.items():
             self.library.evoprune_sim_attribute(attribute, value)
+        self.library.evoprune_sim_host(None)
+        for tensor in self.on_host:
+            self.library.evoprune_sim_host(ctypes.c_void_p(tensor.data_ptr()))
         self.library.evoprune_sim_connect(*self._callbacks)
         packet, _, overload = op.partition(".")
         function = getattr(getattr(torch.ops.evoprune_sim, packet), overload or "default")
@@ -111,4 +133,4 @@ class Gpu:
         memory.copy_in()
         counts = self.device.launch(module, name, grid, block, values, shared)
         memory.copy_out()
-        self.launches.append((name, counts))
+        self.launches.append(Launch(name, (*grid,), (*block,), shared, counts))

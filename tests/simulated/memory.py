@@ -29,13 +29,14 @@ class HostMemory(GlobalMemory):
     def __init__(self, size: int = 1 << 26):
         super().__init__(size)
         self.regions: list[Region] = []
-        self._starts = np.zeros(0, np.int64)
+        self._hosts: list[int] = []
+        self._arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def know(self, address: int, size: int, holds_data: bool) -> None:
         """Allow ``size`` bytes at ``address``; ``holds_data``: they may be read before a kernel writes them."""
         if size == 0:
             return
-        at = bisect.bisect_right(self._starts.tolist(), address) - 1
+        at = bisect.bisect_right(self._hosts, address) - 1
         region = self.regions[at] if at >= 0 else None
         if region is None or address >= region.host + region.size:
             region = self._add(address, size)
@@ -54,26 +55,30 @@ class HostMemory(GlobalMemory):
         offset += (address - offset) % 256
         self.shadow[offset : offset + size] = ALLOCATED
         region = Region(address, size, offset)
-        self.regions.append(region)
-        self.regions.sort(key=lambda r: r.host)
-        self._starts = np.array([r.host for r in self.regions], np.int64)
-        self._ends = np.array([r.host + r.size for r in self.regions], np.int64)
-        self._shift = np.array([r.offset - r.host for r in self.regions], np.int64)
+        at = bisect.bisect(self._hosts, address)
+        self.regions.insert(at, region)
+        self._hosts.insert(at, address)
+        self._arrays = None
         return region
 
     def offsets(self, address: np.ndarray) -> np.ndarray:
         """Where host addresses lie in this memory."""
         if not self.regions:
             raise MemoryFault("global access, but no tensor was made known")
-        at = np.searchsorted(self._starts, address, side="right") - 1
-        outside = (at < 0) | (address >= self._ends[at])
+        if self._arrays is None:
+            starts = np.array(self._hosts, np.int64)
+            ends = np.array([r.host + r.size for r in self.regions], np.int64)
+            self._arrays = starts, ends, np.array([r.offset - r.host for r in self.regions])
+        starts, ends, shift = self._arrays
+        at = np.searchsorted(starts, address, side="right") - 1
+        outside = (at < 0) | (address >= ends[at])
         if outside.any():
             first = int(address[outside][0])
             nearest = self.regions[max(int(at[outside][0]), 0)]
             raise MemoryFault(
                 f"out-of-bounds global access, {first - nearest.host} bytes from the start of {nearest.size} known ones"
             )
-        return address + self._shift[at]
+        return address + shift[at]
 
     def copy_in(self) -> None:
         """Read what the host holds; bytes that nothing wrote stay poisoned."""

@@ -12,6 +12,9 @@
 #include <cstdint>
 #include <cstring>
 #include <unordered_map>
+#include <unordered_set>
+
+#include "cuda/nm_plan.h"
 
 namespace {
 
@@ -29,6 +32,7 @@ cudaError_t last_error = cudaSuccess;
 LaunchCallback on_launch = nullptr;
 MemoryCallback on_memory = nullptr;
 int attributes[256];
+std::unordered_set<const void*> on_host;  // tensors that a binding takes for CPU tensors
 
 std::unordered_map<const void*, const char*>& kernels() {
   static std::unordered_map<const void*, const char*> map;  // host function -> mangled name
@@ -48,8 +52,23 @@ __attribute__((visibility("default"))) void evoprune_sim_connect(LaunchCallback 
 __attribute__((visibility("default"))) void evoprune_sim_attribute(int attribute, int value) {
   attributes[attribute] = value;
 }
+__attribute__((visibility("default"))) void evoprune_sim_host(const void* data) {
+  if (data == nullptr) return on_host.clear();
+  on_host.insert(data);
+}
+int evoprune_sim_on_host(const void* data) {
+  return on_host.count(data) != 0;
+}
 void evoprune_sim_memory(const void* data, int64_t bytes, int holds_data) {
   if (on_memory != nullptr) on_memory(data, bytes, holds_data);
+}
+// {tile, row_tiles, token_tiles, stages, splits, stages_of_split}
+__attribute__((visibility("default"))) void evoprune_sim_nm_plan(int64_t tokens, int64_t rows,
+                                                                 int64_t columns, int value_bytes,
+                                                                 int processors, int64_t* out) {
+  const auto p = evoprune::cuda::nm_plan(tokens, rows, columns, value_bytes, processors);
+  const int64_t all[] = {p.tile, p.row_tiles, p.token_tiles, p.stages, p.splits, p.stages_of_split};
+  std::memcpy(out, all, sizeof all);
 }
 
 // ---- what nvcc's host code calls ----
@@ -117,6 +136,15 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
   std::memset(data, value, bytes);
   evoprune_sim_memory(data, static_cast<int64_t>(bytes), 1);
+  return cudaSuccess;
+}
+// Launches have run when they return: there is nothing to wait for.
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                            cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return cudaSuccess;
 }
 

@@ -32,6 +32,7 @@ def adamw_step_reference(
     alpha: float,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    seed: int | None = None,
 ) -> None:
     """One AdamW step of every parameter, with importance and mask; see ``adamw_step_``."""
     _step.check_shapes(
@@ -45,6 +46,7 @@ def adamw_step_reference(
     for i, param in enumerate(params):
         steps[i].add_(1)
         t = steps[i].item()
+        rounding = _step.Rounding(param, seed, i, t)
         g = _step.unscaled_gradient(grads[i], param, grad_scale)
         g = -g if maximize else g
         w = param.to(g.dtype)
@@ -52,14 +54,15 @@ def adamw_step_reference(
             w = w * (1 - rate * weight_decay)
         m = exp_avgs[i].to(g.dtype).lerp(g, 1 - beta1)
         v = exp_avg_sqs[i].to(g.dtype) * beta2 + (1 - beta2) * g * g
-        exp_avgs[i].copy_(m)
-        exp_avg_sqs[i].copy_(v)
+        rounding.store("first", exp_avgs[i], m)
+        rounding.store("second", exp_avg_sqs[i], v)
         if amsgrad:
             v = torch.maximum(max_exp_avg_sqs[i].to(g.dtype), v)
-            max_exp_avg_sqs[i].copy_(v)
+            rounding.store("largest", max_exp_avg_sqs[i], v)
         denominator = v.sqrt() / (1 - beta2**t) ** 0.5 + eps
         new = w - (rate / (1 - beta1**t)) * m / denominator
         _step.write_weight(
             param, new, g, mask=masks[i] if masks else None,
             importance=importances[i] if importances else None, rule=rule, alpha=alpha,
+            rounding=rounding,
         )  # fmt: skip

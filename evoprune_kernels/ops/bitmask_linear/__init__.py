@@ -102,10 +102,10 @@ def bitmask_linear(
     ``y = act(x W^T + b)``, ``W = packed.unpack()``
 
     Args:
-        x: [..., K], float32 or bfloat16 for the C++ kernels; the dtype of ``packed.values``, or float32 for
-            bfloat16 values, or either for int8 ones.
+        x: [..., K], float32 or bfloat16 for the C++ kernels, on CUDA float16 as well; the dtype of
+            ``packed.values``, or (not on CUDA) float32 for bfloat16 values, or any of the three for int8 ones.
         packed: the weight [N, K].
-        bias: [N], float32 or bfloat16, or None.
+        bias: [N], float32, bfloat16 or the dtype of x, or None.
         activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
         impl: insist on an implementation.
 
@@ -119,8 +119,10 @@ def bitmask_linear(
         Sums, bias and activation are float32; bfloat16 is only stored. Deterministic, the same for every number of
         threads. NaN and infinity: only kept entries take part, where a dense product has 0 * inf = NaN. Gradients: of
         x, bias and ``packed.values`` (kept entries only); dX and dW are dense products with the unpacked weight.
-        This call lays the weight out anew each time; to run it often use ``ops.prepare`` and
-        ``ops.bitmask_linear.OP(x, *ops.prepare(packed), bias, N, K, activation, "cpu")``.
+        On the CPU this call lays the weight out anew each time; to run it often use ``ops.prepare`` and
+        ``ops.bitmask_linear.OP(x, *ops.prepare(packed), bias, N, K, activation, "cpu")``. The CUDA kernel takes the
+        canonical tensors; ``OP`` does not compare row_ptr with bits there (it would wait for the device): where they
+        disagree, which ``packed.validate()`` finds, results mean nothing, but nothing outside a tensor is read.
 
     Example:
         >>> import torch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels.formats import BlockWeight
-from evoprune_kernels.formats.block import blocks_of, rows_of
+from evoprune_kernels.formats.block import rows_of
 from evoprune_kernels.ops._linear import (
     check_linear,
     grad_of_bias,
@@ -18,18 +18,8 @@ from evoprune_kernels.ops._linear import (
     scaled,
 )
 from evoprune_kernels.ops._op import define
+from evoprune_kernels.ops.block_linear.backward import DW, DX, transpose_index
 from evoprune_kernels.ops.block_linear.reference import block_linear_reference, dense_weight
-
-
-def transpose_blocks(
-    values: Tensor, row_ptr: Tensor, col_idx: Tensor, block_columns: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The packed tensors of the transposed weight: blocks [bk, bn], sorted by their old column."""
-    column, order = col_idx.sort(stable=True)
-    starts = torch.arange(block_columns + 1, dtype=column.dtype, device=column.device)
-    pointers = torch.searchsorted(column, starts, out_int32=True)
-    rows = rows_of(row_ptr, col_idx.shape[0])[order].to(torch.int32)
-    return values[order].transpose(1, 2).contiguous(), pointers, rows
 
 
 def _fake(
@@ -87,13 +77,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             weight = dense_weight(*packed, shape, (bn, bk), layout)
             grad_x = grad @ scaled(weight, scale, grad.dtype)
         else:
-            transposed = transpose_blocks(*packed, -(-in_features // bk))
-            numbers = (in_features, out_features, bk, bn, "none", "canonical")
-            grad_x = OP(grad, *transposed, None, *numbers)
+            index = transpose_index(row_ptr, col_idx, -(-in_features // bk))
+            grad_x = DX(grad, values, *index, *ctx.numbers[:4])
     if ctx.needs_input_grad[1]:
-        grad_weight = grad.reshape(-1, out_features).t() @ x.reshape(-1, in_features)
-        where = rows_of(row_ptr, col_idx.shape[0]), col_idx.long()
-        grad_values = blocks_of(grad_weight, bn, bk)[where].to(values.dtype)
+        rows = rows_of(row_ptr, col_idx.shape[0]).to(torch.int32)
+        grad_values = DW(grad, x, rows, col_idx, bn, bk).to(values.dtype)
     if bias is not None and ctx.needs_input_grad[4]:
         grad_bias = grad_of_bias(grad, bias)
     return grad_x, grad_values, None, None, grad_bias, *[None] * 7
@@ -123,7 +111,8 @@ def block_linear(
 
     Args:
         x: [..., K], float32 or bfloat16 for the C++ kernels; the dtype of ``packed.values``, or float32 for
-            bfloat16 values, or either for int8 ones.
+            bfloat16 values, or either for int8 ones. The CUDA kernels take float32, bfloat16 and float16, values of
+            the same dtype, and blocks with edges of 16, 32, 64 and 128.
         packed: the weight [N, K].
         bias: [N], float32 or bfloat16, or None.
         activation: ``"none"``, ``"relu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"silu"``.
@@ -139,7 +128,10 @@ def block_linear(
         Sums, bias and activation are float32; bfloat16 is only stored. Deterministic, the same for every number of
         threads. NaN and infinity: every entry of a kept block takes part, no other does, where a dense product has
         0 * inf = NaN. Gradients: of x (a product with the kept blocks), bias and ``packed.values`` (kept blocks only).
-        This call lays the weight out anew each time; to run it often use ``ops.prepare`` and
+        On CUDA float32 operands are rounded to tf32 (10 bits of mantissa, an error of 2^-11 in each), as torch does
+        with ``torch.backends.cuda.matmul.allow_tf32``; sums stay float32. There the canonical tensors are read as they
+        are, nothing is laid out.
+        On the CPU this call lays the weight out anew each time; to run it often use ``ops.prepare`` and
         ``ops.block_linear.OP(x, *ops.prepare(packed), bias, N, K, bn, bk, activation, "cpu")``.
 
     Example:

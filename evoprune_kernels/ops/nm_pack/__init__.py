@@ -99,7 +99,8 @@ def nm_pack(
         ValueError, RuntimeError: if a group keeps more than n, with its coordinates (reference, C++).
 
     Notes:
-        Exact and deterministic. -0.0 becomes +0.0. Layout: ``formats/nm.py``.
+        Exact and deterministic. -0.0 becomes +0.0. Layout: ``formats/nm.py``. On CUDA the call waits for the
+        device, which says whether a group keeps too many; ``nm_select_pack`` has no such question.
 
     Example:
         >>> import torch

@@ -51,6 +51,7 @@ def nm_prepare_cuda(packed: NMWeight, *, impl: str | None = None) -> tuple[Tenso
 
     Notes:
         Exact. Rows that share their mask are stored one by one. Padding holds the value 0 and the indices 0 and 1.
+        On CUDA the call waits for the device, which says whether the indices increase.
 
     Example:
         >>> import torch

@@ -19,7 +19,7 @@ _LISTS = (
 )
 _SCALARS = (
     "float momentum, float dampening, float weight_decay, bool nesterov, bool maximize, "
-    "str rule, float alpha, Tensor? grad_scale=None, Tensor? found_inf=None"
+    "str rule, float alpha, Tensor? grad_scale=None, Tensor? found_inf=None, int? seed=None"
 )
 
 
@@ -57,6 +57,7 @@ def sgd_step_(
     alpha: float = 0.0,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    seed: int | None = None,
     impl: str | None = None,
 ) -> None:
     """SGD step with momentum, importance update and mask of every parameter, in place.
@@ -85,17 +86,25 @@ def sgd_step_(
         alpha: share of this step in the importance, 0 to 1, from ``importance.alpha``.
         grad_scale: one element; gradients are divided by it.
         found_inf: one element; when it is not 0, nothing at all changes.
-        impl: insist on an implementation (``"cpu"`` or ``"reference"``).
+        seed: None: bf16 results are rounded to nearest. A number: weights and moments in bf16 are rounded randomly,
+            up with the probability of what is cut off, so that small changes add up instead of being lost. Give the
+            same seed again and again: the number of the step is mixed in. fp32 and unscaled gradients are not affected.
+        impl: insist on an implementation (``"cuda"``, ``"cpu"`` or ``"reference"``).
 
     Raises:
         ValueError: if a list has the wrong length, momentum has no buffers, or the rule or alpha is out of range.
-        RuntimeError: if shapes, dtypes or devices do not match, or a written tensor overlaps itself.
+        RuntimeError: if shapes, dtypes or devices do not match, a written tensor overlaps itself, or ``impl="cpu"`` is
+            given a seed.
 
     Notes:
-        Math in fp32 (fp64 for fp64 parameters), stored once, round to nearest even. Masked weights are exactly
+        Math in fp32 (fp64 for fp64 parameters), stored once, to nearest even without a seed. Masked weights are exactly
         +0.0, also where the step gives NaN. Deterministic: every element is computed on its own, so the
         number of threads cannot change it. Dense tensors that share their strides are stepped in place,
-        others through a contiguous copy. fp16 and fp64 parameters take the reference.
+        others through a contiguous copy. fp16 and fp64 parameters take the reference. So do CPU tensors with a
+        seed, since the kernels there round to nearest only. With a seed the random bits are those of Philox 4x32-10,
+        counted by the seed, the step, the index of the tensor in the list and that of the element in the tensor: they
+        depend on neither device nor layout. On CUDA nothing waits for the device: steps, a tensor lr, grad_scale and
+        found_inf are read there; steps on the CPU are taken too, but then found_inf has to be waited for.
 
     Source:
         Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013, in the form of
@@ -120,20 +129,20 @@ def sgd_step_(
     )
     none: list[Tensor] = []
     lists = (params, grads, momentum_buffers, none, none, importances, masks, steps)
-    unused = len(momentum_buffers) > 0 and momentum == 0
-    entries = None if unused else _entries.collect(OP.name, impl, lists, lr, grad_scale, found_inf)
+    plain = seed is None and (momentum != 0 or not momentum_buffers)
+    entries = _entries.collect(OP.name, impl, lists, lr, grad_scale, found_inf) if plain else None
     if entries is not None:
         torch.ops.evoprune_raw.sgd_step_entries(
             entries.address, entries.count, float(lr), momentum, dampening, weight_decay, nesterov,
             maximize, rule, alpha, grad_scale, found_inf,
         )  # fmt: skip
         return
-    if impl is None and not _step.kernel_fits(params):
+    if impl is None and _step.reference_instead(params, seed):
         impl = "reference"
     op = OP_TENSOR_LR if isinstance(lr, torch.Tensor) else OP
     op(
         params, grads, momentum_buffers, importances, masks, steps,
         lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
         maximize=maximize, rule=rule, alpha=alpha, grad_scale=grad_scale, found_inf=found_inf,
-        impl=impl,
+        seed=seed, impl=impl,
     )  # fmt: skip

@@ -29,6 +29,7 @@ def sgd_step_reference(
     alpha: float,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
+    seed: int | None = None,
 ) -> None:
     """One SGD step of every parameter, with importance and mask; see ``sgd_step_``."""
     _step.check_shapes(
@@ -39,18 +40,20 @@ def sgd_step_reference(
         return
     rate = float(lr)
     for i, param in enumerate(params):
-        first = steps[i].item() == 0
         steps[i].add_(1)
+        t = steps[i].item()
+        rounding = _step.Rounding(param, seed, i, t)
         g = _step.unscaled_gradient(grads[i], param, grad_scale)
         g = -g if maximize else g
         w = param.to(g.dtype)
         d = g + weight_decay * w if weight_decay != 0 else g
         if momentum != 0:
             buffer = momentum_buffers[i].to(g.dtype)
-            b = d if first else buffer * momentum + (1 - dampening) * d
-            momentum_buffers[i].copy_(b)
+            b = d if t == 1 else buffer * momentum + (1 - dampening) * d
+            rounding.store("first", momentum_buffers[i], b)
             d = d + momentum * b if nesterov else b
         _step.write_weight(
             param, w - rate * d, g, mask=masks[i] if masks else None,
             importance=importances[i] if importances else None, rule=rule, alpha=alpha,
+            rounding=rounding,
         )  # fmt: skip
