@@ -54,6 +54,12 @@ def test_what_a_launcher_cannot_take_goes_to_the_reference_unless_insisted_on():
         _triton.run(op, True, scores, 2, 4)
 
 
+def test_a_seed_is_for_the_reference():
+    for name in ("adamw_step_", "sgd_step_"):
+        _, unfit = _triton.implementation(name)
+        assert "takes no seed, got 3" in unfit(*[[]] * 8, momentum=0.0, seed=3)
+
+
 def test_fake_cuda_tensors_see_the_shapes():
     with FakeTensorMode():
         scores = torch.empty(6, 16, device="cuda")

@@ -116,6 +116,8 @@ def adamw_step_kernel(
 
 def adamw_step_unfit(*lists: Sequence[Tensor], **numbers: Any) -> str | None:
     """Why the kernels cannot run, or None."""
+    if numbers.get("seed") is not None:
+        return f"rounds to nearest even and takes no seed, got {numbers['seed']}"
     return _step_table.unfit(
         lists, [numbers[k] for k in ("lr", "grad_scale", "found_inf") if k in numbers]
     )
@@ -125,6 +127,7 @@ def adamw_step_triton(
     *lists: Sequence[Tensor], lr: float | Tensor, beta1: float, beta2: float, eps: float,
     weight_decay: float, amsgrad: bool, maximize: bool, rule: str, alpha: float,
     grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
+    seed: None = None,
 ) -> None:  # fmt: skip
     """As ``adamw_step_reference``; two launches for each combination of dtypes."""
     tensor_lr = isinstance(lr, Tensor)

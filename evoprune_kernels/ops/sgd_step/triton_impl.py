@@ -107,6 +107,8 @@ def _lists(lists: tuple[Sequence[Tensor], ...], momentum: float) -> _step_table.
 
 def sgd_step_unfit(*lists: Sequence[Tensor], **numbers: Any) -> str | None:
     """Why the kernels cannot run, or None."""
+    if numbers.get("seed") is not None:
+        return f"rounds to nearest even and takes no seed, got {numbers['seed']}"
     ones = [numbers.get(k) for k in ("lr", "grad_scale", "found_inf")]
     return _step_table.unfit(_lists(lists, numbers["momentum"]), ones)
 
@@ -115,6 +117,7 @@ def sgd_step_triton(
     *lists: Sequence[Tensor], lr: float | Tensor, momentum: float, dampening: float,
     weight_decay: float, nesterov: bool, maximize: bool, rule: str, alpha: float,
     grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
+    seed: None = None,
 ) -> None:  # fmt: skip
     """As ``sgd_step_reference``; two launches for each combination of dtypes."""
     lists = _lists(lists, momentum)
