@@ -66,7 +66,7 @@ def info() -> dict[str, Any]:
     """
     libraries = {
         name: {"loaded": name not in _ext.reasons, "reason": _ext.reasons.get(name, "")}
-        for name in dict.fromkeys(("_cpu", "_native", *_ext.reasons))
+        for name in dict.fromkeys(("_cpu", "_native", "triton", *_ext.reasons))
     }
     build = _ext.native.build_info() if _ext.native is not None else {}
     return {
@@ -90,28 +90,32 @@ def _field_names(kind: type) -> tuple[str, ...]:
 
 
 def _op_info(op: ops.Op) -> dict[str, Any]:
-    """What an op does with CPU tensors, why no other way, and why it has no CUDA kernel (empty: it has one)."""
+    """What an op does with CPU tensors, why no other way, and why it has no CUDA or Triton kernel (empty: it has)."""
     reasons = op.reasons()
     forced = _select.FORCED.get(op.name)
-    cuda = op.reasons(_select.CUDA).get(_select.CUDA, "")
+    on_gpu = {
+        "cuda": op.reasons(_select.CUDA).get(_select.CUDA, ""),
+        "triton": op.triton_reasons().get(_select.TRITON, ""),
+    }
     try:
         chosen = _select.choose(op.name, "cpu", forced, reasons)
     except RuntimeError as error:
-        return {"chosen": "none", "others": {str(forced): str(error)}, "cuda": cuda}
+        return {"chosen": "none", "others": {str(forced): str(error)}, **on_gpu}
     why = f"EVOPRUNE_IMPL asks for {forced}" if forced else f"{chosen} comes first"
     rows = (_select.CPU, _select.REFERENCE)
     return {
         "chosen": chosen,
         "others": {name: reasons.get(name, why) for name in rows if name != chosen},
-        "cuda": cuda,
+        **on_gpu,
     }
 
 
-def _without_cuda(infos: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+def _without(kind: str, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Reason -> the ops that have no kernel of a kind for it."""
     found: dict[str, list[str]] = {}
     for name, op in infos.items():
-        if op["cuda"]:
-            found.setdefault(op["cuda"], []).append(name)
+        if op[kind]:
+            found.setdefault(op[kind], []).append(name)
     return found
 
 
@@ -133,9 +137,10 @@ def _run_info(args: argparse.Namespace) -> None:
     for name, op in facts["ops"].items():
         others = "; ".join(f"{other}: {reason}" for other, reason in op["others"].items())
         print(f"{name:{width}}  {op['chosen']:10}  {others}")
-    print("\nop on CUDA tensors: CUDA C++ where it is loaded, else plain torch")
-    for reason, names in _without_cuda(facts["ops"]).items():
-        print(f"no CUDA C++ kernel ({reason}): {', '.join(names)}")
+    print("\nop on CUDA tensors: CUDA C++ where it is loaded, else Triton, else plain torch")
+    for kind, title in (("cuda", "CUDA C++"), ("triton", "Triton")):
+        for reason, names in _without(kind, facts["ops"]).items():
+            print(f"no {title} kernel ({reason}): {', '.join(names)}")
 
 
 # ---- convert ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Loads the native libraries once and keeps the reason when one is missing.
+"""Loads the native libraries once, looks for Triton, and keeps the reason when one is missing.
 
 ``EVOPRUNE_LIBRARY_DIR`` loads them from another folder than the package's: a build with sanitizers, for example.
 """
@@ -29,8 +29,11 @@ def load() -> None:
     """Load ``_native``, ``_cpu.so`` and ``_cuda.so``. Called by ``ops`` after the schemas are defined."""
     global native
     if os.environ.get("EVOPRUNE_DISABLE_NATIVE") == "1":
-        reasons.update(dict.fromkeys(("_native", "_cpu", "_cuda"), "EVOPRUNE_DISABLE_NATIVE=1"))
+        names = ("_native", "_cpu", "_cuda", "triton")
+        reasons.update(dict.fromkeys(names, "EVOPRUNE_DISABLE_NATIVE=1"))
         return
+    if importlib.util.find_spec("triton") is None:  # imported at the first launch
+        reasons["triton"] = "not installed"
     native = _load_native()
     _load_library("_cpu", NOT_BUILT)
     if torch.version.cuda is None:

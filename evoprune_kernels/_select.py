@@ -1,8 +1,8 @@
 """Which implementation of an op runs, and why the others do not. Pure: no GPU is needed to test it.
 
-Rows, in order of preference: ``cuda`` (CUDA C++, tensors on a GPU), ``cpu`` (C++, tensors on the CPU), ``reference``
-(plain torch, any device). ``impl="name"`` or ``EVOPRUNE_IMPL=op=name,op=name`` insists; an implementation that cannot
-run then raises with its reason.
+Rows, in order of preference: ``cuda`` (CUDA C++, tensors on a GPU), ``triton`` (the same tensors), ``cpu`` (C++,
+tensors on the CPU), ``reference`` (plain torch, any device). ``impl="name"`` or ``EVOPRUNE_IMPL=op=name,op=name``
+insists; an implementation that cannot run then raises with its reason.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from collections.abc import Mapping
 REFERENCE = "reference"
 CUDA = "cuda"
 CPU = "cpu"
+TRITON = "triton"
 #: native implementations: each is named after the device type that it runs on
 NATIVE = (CUDA, CPU)
-IMPLEMENTATIONS = (*NATIVE, REFERENCE)
+IMPLEMENTATIONS = (CUDA, TRITON, CPU, REFERENCE)
+#: implementation -> the only device type that it runs on
+DEVICE = {CUDA: CUDA, TRITON: CUDA, CPU: CPU}
 
 
 def parse_forced(text: str, known: tuple[str, ...] = IMPLEMENTATIONS) -> dict[str, str]:
@@ -48,9 +51,9 @@ def choose(op: str, device: str, requested: str | None, reasons: Mapping[str, st
     if requested is not None and requested not in IMPLEMENTATIONS:
         raise ValueError(f"{op}: impl must be one of {IMPLEMENTATIONS}, got {requested!r}")
     unfit = dict(reasons)
-    for name in NATIVE:
-        if name != device:
-            unfit[name] = f"tensors are on {device!r}, these kernels run on {name!r}"
+    for name, its_device in DEVICE.items():
+        if its_device != device:
+            unfit[name] = f"tensors are on {device!r}, these kernels run on {its_device!r}"
     if requested is not None:
         if requested in unfit:
             raise RuntimeError(f"{op}: impl={requested!r} cannot run: {unfit[requested]}")

@@ -53,7 +53,12 @@ def test_info_without_native_code_says_why():
     assert facts["isa"] == {"in_use": "none", "available": []}
     reason = "EVOPRUNE_DISABLE_NATIVE=1"
     select = facts["ops"]["select_nm"]
-    assert select == {"chosen": "reference", "others": {"cpu": reason}, "cuda": reason}
+    assert select == {
+        "chosen": "reference",
+        "others": {"cpu": reason},
+        "cuda": reason,
+        "triton": reason,
+    }
 
 
 def test_info_shows_what_was_asked_for(monkeypatch):

@@ -18,7 +18,10 @@ MISSING = {"cpu": "not built"}
         ("cpu", "reference", {}, "reference"),
         ("cpu", "reference", MISSING, "reference"),
         ("cuda", None, {}, "cuda"),
-        ("cuda", None, {"cuda": "not built"}, "reference"),
+        ("cuda", None, {"cuda": "not built"}, "triton"),
+        ("cuda", None, {"cuda": "not built", "triton": "not installed"}, "reference"),
+        ("cuda", None, {"triton": "not installed"}, "cuda"),
+        ("cuda", "triton", {}, "triton"),
         ("cuda", "cuda", {}, "cuda"),
         ("cuda", "reference", {}, "reference"),
         ("meta", None, MISSING, "reference"),
@@ -47,6 +50,13 @@ def test_insisting_on_cuda_raises_with_the_reason():
         _select.choose("nm_linear", "cpu", "cuda", {})
 
 
+def test_insisting_on_triton_raises_with_the_reason():
+    with pytest.raises(RuntimeError, match=r"impl='triton' cannot run: not installed"):
+        _select.choose("nm_linear", "cuda", "triton", {"triton": "not installed"})
+    with pytest.raises(RuntimeError, match=r"tensors are on 'cpu', these kernels run on 'cuda'"):
+        _select.choose("nm_linear", "cpu", "triton", {})
+
+
 def test_unknown_implementation():
     with pytest.raises(ValueError, match=r"op: impl must be one of .*'cpu'.*got 'gpu'"):
         _select.choose("op", "cpu", "gpu", {})
@@ -65,6 +75,7 @@ def test_choosing_does_not_change_the_reasons():
         ("a=cpu", {"a": "cpu"}),
         (" a=cpu , b=reference,", {"a": "cpu", "b": "reference"}),
         ("a=cpu,a=reference", {"a": "reference"}),
+        ("a=triton", {"a": "triton"}),
     ],
 )
 def test_forced(text, expected):

@@ -1,6 +1,7 @@
-"""The ops: one folder each; schemas are defined on import, then the native library adds its kernels."""
+"""The ops: one folder each; schemas are defined on import, then the native libraries and Triton add their kernels."""
 
 from evoprune_kernels import _ext
+from evoprune_kernels.ops import _triton
 from evoprune_kernels.ops._op import OPS, Case, Op
 from evoprune_kernels.ops.adamw_step import adamw_step_
 from evoprune_kernels.ops.bitmask_linear import bitmask_linear
@@ -28,6 +29,7 @@ from evoprune_kernels.ops.w8a8_linear import w8a8_linear
 from evoprune_kernels.ops.w8a8_prepare import w8a8_picks, w8a8_prepare
 
 _ext.load()
+_triton.register()
 
 __all__ = [
     "OPS",

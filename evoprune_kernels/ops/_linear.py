@@ -6,7 +6,7 @@ pre-activation is not stored: backward computes it once more, except for ``none`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -105,6 +105,35 @@ def check_linear(x: Tensor, packed: PackedWeight, bias: Tensor | None, activatio
         check_shape(bias, (out_features,), "bias")
         check_dtype(bias, dict.fromkeys((torch.float32, torch.bfloat16, x.dtype)), "bias")
         check(bias.device == x.device, f"bias on {bias.device}, x on {x.device}")
+
+
+def linear_unfit(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shape: tuple[int, int],
+    activation: str,
+    expected: Mapping[str, tuple[Tensor, tuple[int, ...]]],
+) -> str | None:
+    """Why the Triton kernels of a linear op cannot take these arguments, or None; ``expected``: tensors and shapes."""
+    floats = (*KERNEL_DTYPES, torch.float16)
+    if activation not in ACTIVATIONS:
+        return f"takes activations {ACTIVATIONS}, got {activation!r}"
+    if x.dtype not in floats or values.dtype not in (x.dtype, torch.bfloat16, torch.int8):
+        return f"takes x of float32, float16 or bfloat16 and values no wider, got {x.dtype} and {values.dtype}"
+    if values.dtype == torch.bfloat16 and x.dtype == torch.float16:
+        return "takes no values of bfloat16 with x of float16"
+    if x.dim() < 1 or x.shape[-1] != shape[1]:
+        return f"takes x of shape [..., {shape[1]}], got {tuple(x.shape)}"
+    if bias is not None and (tuple(bias.shape) != shape[:1] or bias.dtype not in floats):
+        return f"takes a bias of shape {shape[:1]} and one of those dtypes, got {tuple(bias.shape)} and {bias.dtype}"
+    if scale is not None and (tuple(scale.shape) != shape[:1] or scale.dtype != torch.float32):
+        return f"takes a scale of shape {shape[:1]} and float32, got {tuple(scale.shape)} and {scale.dtype}"
+    for name, (tensor, its_shape) in expected.items():
+        if tuple(tensor.shape) != its_shape:
+            return f"takes {name} of shape {its_shape}, got {tuple(tensor.shape)}"
+    return None
 
 
 def refuse_grad_of_scale(name: str, needs_grad: bool) -> None:

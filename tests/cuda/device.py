@@ -27,8 +27,7 @@ class DeviceGpu:
 
     def call(self, op: str, *args: Any, **kwargs: Any) -> Any:
         """``torch.ops.evoprune.<op>(*args)`` on the device; the results are CPU tensors."""
-        packet, _, overload = op.partition(".")
-        function = getattr(getattr(torch.ops.evoprune, packet), overload or "default")
+        function = self.function(op)
         storages: dict[int, tuple[Tensor, Tensor]] = {}
         moved = self._move(args, storages)
         named = {name: self._move(value, storages) for name, value in kwargs.items()}
@@ -40,6 +39,11 @@ class DeviceGpu:
         for host, there in storages.values():
             host.copy_(there)
         return _to_cpu(result)
+
+    def function(self, op: str) -> Any:
+        """What ``call`` calls."""
+        packet, _, overload = op.partition(".")
+        return getattr(getattr(torch.ops.evoprune, packet), overload or "default")
 
     @property
     def launches(self) -> list[Any]:

@@ -44,7 +44,8 @@ class Device:
 
     memory: bytes of global memory; racecheck: raise on shared-memory accesses of two warps
     that no barrier orders; global_racecheck: the same for blocks of one launch on global memory
-    (see `races.BlockRaces`); initcheck: raise on reads of bytes that nothing wrote; stats: count
+    (see `races.BlockRaces`); same_value_writes: two warps may write one value to a shared byte, as
+    Triton does with what all its warps hold; initcheck: raise on reads of bytes that nothing wrote; stats: count
     instructions and memory traffic (slower).
     """
 
@@ -55,10 +56,12 @@ class Device:
         initcheck: bool = True,
         stats: bool = True,
         global_racecheck: bool = True,
+        same_value_writes: bool = False,
     ):
         self.memory = GlobalMemory(memory, initcheck)
         self.racecheck, self.initcheck, self.stats = racecheck, initcheck, stats
         self.global_racecheck = global_racecheck
+        self.same_value_writes = same_value_writes
         self._symbols: dict[tuple[int, str], int] = {}
 
     def upload(self, array: np.ndarray) -> Pointer:
@@ -331,12 +334,15 @@ class Run(Launch):
 
     def store(self, space: str, address, lanes, values, size: int, strong: bool = False) -> None:
         where, offsets = self.locate(space, address, lanes)
-        where.store(offsets, values, size)
         races = self.races_of(where)
+        repeats = races is self.warp_races and self.device.same_value_writes
+        news = where.differs(offsets, values, size) if repeats else slice(None)
+        where.store(offsets, values, size)
         if strong:
             self.order_atomic(where, offsets, lanes, size)
         elif races and lanes.size:
-            races.write(offsets, lanes, size)
+            lost = where.differs(offsets, values, size) if repeats else slice(None)
+            races.write(offsets, lanes, size, news, lost)
 
     def order_atomic(self, where: Space, offsets, lanes, size: int) -> None:
         """An atomic access: it races with plain ones only, and on global memory orders its block."""

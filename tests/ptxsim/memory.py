@@ -116,6 +116,11 @@ class Space:
             return self._words[size][offsets]
         return self._words[size][self._states(offsets, size, self._wanted)]
 
+    def differs(self, offsets: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+        """Which lanes' values are not what this space holds; unchecked."""
+        differs = self._words[size][offsets >> (size.bit_length() - 1)] != values
+        return differs if differs.ndim == 1 else differs.any(1)
+
     def store(self, offsets: np.ndarray, values: np.ndarray, size: int) -> None:
         if offsets.size:
             at = self._states(offsets, size, ALLOCATED)

@@ -46,12 +46,14 @@ class Races:
         self._check(at, mine, ("writes", "atoms"), "read")
         self._note("reads", at, mine)
 
-    def write(self, offsets, lanes, size) -> None:
+    def write(self, offsets, lanes, size, news=slice(None), lost=slice(None)) -> None:
+        """`news`: the lanes that change what was there; `lost`: those whose value is not there now."""
         at, mine = self._places(offsets, size), self.mine(lanes)[:, None]
-        self._check(at, mine, ("reads", "writes", "atoms"), "written")
+        self._check(at, mine, ("reads", "atoms"), "written")
+        self._check(at[news], mine[news], ("writes",), "written")
         self.used.add("writes")
         self.writes[at] = mine
-        self._check(at, mine, ("writes",), "written")  # by two in this very access
+        self._check(at[lost], mine[lost], ("writes",), "written")  # by two in this very access
 
     def atomic(self, offsets, lanes, size) -> None:
         """Atomic accesses race with plain ones only."""

@@ -238,3 +238,17 @@ def test_global_traffic():
     assert stats["global.load.sectors"] == 24 and stats["global.load.footprint"] == 32 * 12
     assert stats["global.store.bytes"] == 132 and stats["global.store.footprint"] == 32 * 5
     assert sum(n for key, n in stats.items() if key.startswith("inst.st.global")) == 2
+
+
+def test_two_warps_may_write_the_same_value_where_that_is_allowed():
+    text = """.version 8.0 .target sm_80 .address_size 64
+    .visible .entry k(.param .u32 divisor) {
+      .reg .b32 %t, %d; .shared .align 4 .b8 s[4];
+      ld.param.u32 %d, [divisor]; mov.u32 %t, %tid.x; div.u32 %t, %t, %d;
+      st.shared.b32 [s], %t; st.shared.b32 [s], %t;
+      ret; }"""
+    allowed = Device(memory=1 << 16, same_value_writes=True)
+    allowed.launch(parse(text), "k", 1, 64, [64])  # both warps write 0
+    for device, divisor in ((allowed, 32), (Device(memory=1 << 16), 64)):
+        with pytest.raises(RaceError, match="shared byte 0 written by warp"):
+            device.launch(parse(text), "k", 1, 64, [divisor])

@@ -1,0 +1,83 @@
+"""Which ops are written in Triton, and their registration with the dispatcher. Triton itself is imported at first use.
+
+::
+
+    evoprune::<op>          CUDA key    _cuda.so where it has a kernel, else the Triton launcher, else the reference
+    evoprune_triton::<op>   CUDA key    the Triton launcher: what ``impl="triton"`` calls, with the same autograd
+
+The launcher of an op is ``<op>_triton`` in ``ops/<folder>/triton_impl.py``; beside it ``<op>_unfit`` says why it cannot
+take some arguments. Under the CUDA key of ``evoprune`` such arguments go to the reference; insisted on, they raise.
+The choice lies below the dispatcher, so ``torch.compile`` sees one op.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from evoprune_kernels import _ext, _select
+from evoprune_kernels.ops._op import (
+    LIBRARY,
+    OPS,
+    TRITON_OWNS,
+    Op,
+    first_device,
+    register_op,
+)
+
+TWIN_NAMESPACE = "evoprune_triton"
+TWINS = torch.library.Library(TWIN_NAMESPACE, "DEF")
+#: op -> folder of its ``triton_impl.py``
+WRITTEN = {
+    "adamw_step_": "adamw_step",
+    "adamw_step_.tensor_lr": "adamw_step",
+    "bitmask_linear": "bitmask_linear",
+    "bitmask_pack": "bitmask_pack",
+    "bitmask_unpack": "bitmask_pack",
+    "block_linear": "block_linear",
+    "nm_linear": "nm_linear",
+    "nm_pack": "nm_pack",
+    "nm_unpack": "nm_pack",
+    "select_nm": "select_nm",
+    "sgd_step_": "sgd_step",
+    "sgd_step_.tensor_lr": "sgd_step",
+}
+
+
+@functools.cache
+def implementation(name: str) -> tuple[Callable[..., Any], Callable[..., str | None]]:
+    """``(launcher, unfit)`` of an op."""
+    module = importlib.import_module(f"evoprune_kernels.ops.{WRITTEN[name]}.triton_impl")
+    stem = name.partition(".")[0].rstrip("_")
+    return getattr(module, f"{stem}_triton"), getattr(module, f"{stem}_unfit")
+
+
+def run(op: Op, insist: bool, *args: Any, **kwargs: Any) -> Any:
+    """The launcher of ``op``, or the reference where it cannot take the arguments (``insist``: ``RuntimeError``)."""
+    launcher, unfit = implementation(op.name)
+    if why := unfit(*args, **kwargs):
+        if insist:
+            raise RuntimeError(f"{op.name}: impl='triton' {why}")
+        return op.reference(*args, **kwargs)
+    device = first_device(args)
+    if device.type != "cuda":
+        return launcher(*args, **kwargs)
+    with torch.cuda.device(device):  # Triton launches on the current device
+        return launcher(*args, **kwargs)
+
+
+def register() -> None:
+    """Register every written op, unless there is no Triton; after ``_cuda.so`` is loaded, or is not."""
+    if "triton" in _ext.reasons:
+        return
+    for name in WRITTEN:
+        op = OPS[name]
+        op.triton.append(register_op(TWINS, op.definition))
+        TWINS.impl(name, functools.partial(run, op, True), "CUDA")
+        if op.reasons(_select.CUDA):
+            LIBRARY.impl(name, functools.partial(run, op, False), "CUDA")
+            TRITON_OWNS.add(name)

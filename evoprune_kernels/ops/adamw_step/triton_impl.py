@@ -1,0 +1,154 @@
+"""``adamw_step_`` in Triton: AdamW, importance and mask of a whole list of tensors; two launches for any number.
+
+``m = lerp(m, g, 1 - beta1)``; ``v = beta2 v + (1 - beta2) g^2``;
+``w' = (1 - lr decay) w - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)``, +0.0 where not mask
+
+::
+
+    adamw_prepare_kernel   64 tensors a program    step += 1; lr / (1 - beta1^t) and sqrt(1 - beta2^t), in fp64
+    adamw_step_kernel      1024 elements a program, of the tensor that a bisection of the pointer table finds
+
+Every element is read once and written once: bound by memory, 16 to 31 bytes an element in fp32. fp32 math, stored once.
+Deterministic: every element is computed on its own. ``found_inf`` is read on the device: nothing waits.
+Table: ``ops/_step_table.py``. Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from evoprune_kernels.ops import _step, _step_table
+from evoprune_kernels.ops.triton_impl import (
+    FIELDS,
+    NUMEL,
+    STEP,
+    TYPES,
+    average,
+    find_tensor,
+    get_gradient,
+    number_at,
+    power,
+    put_weight,
+    tensor_at,
+)
+
+#: tensors of a program of the first kernel
+TENSORS = 64
+
+
+@triton.jit(do_not_specialize=["count"])
+def adamw_prepare_kernel(
+    table_ptr, factors_ptr, lr_ptr, found_ptr, count,
+    TENSOR_LR: tl.constexpr, HAS_FOUND: tl.constexpr, TENSORS: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0) * TENSORS + tl.arange(0, TENSORS)
+    inside = i < count
+    go = inside
+    if HAS_FOUND:
+        go = inside & (tl.load(found_ptr + i * 0, mask=inside, other=0.0) == 0)
+    steps = tl.load(table_ptr + i * FIELDS + STEP, mask=inside, other=0)
+    step_ptr = steps.to(tl.pointer_type(tl.float32))
+    t = tl.load(step_ptr, mask=inside, other=0.0) + 1.0
+    tl.store(step_ptr, t, mask=go)
+    lr = tl.load(lr_ptr).to(tl.float64) if TENSOR_LR else number_at(table_ptr, count, 0)
+    whole, zeros = t.to(tl.int32), t.to(tl.float64) * 0.0
+    correction1 = 1.0 - power(zeros + number_at(table_ptr, count, 1), whole)
+    correction2 = 1.0 - power(zeros + number_at(table_ptr, count, 2), whole)
+    decay = zeros + (1.0 - lr * number_at(table_ptr, count, 3))
+    tl.store(factors_ptr + i * 3, ((zeros + lr) / correction1).to(tl.float32), mask=inside)
+    tl.store(factors_ptr + i * 3 + 1, tl.sqrt_rn(correction2.to(tl.float32)), mask=inside)
+    tl.store(factors_ptr + i * 3 + 2, decay.to(tl.float32), mask=inside)
+
+
+@triton.jit(do_not_specialize=["count"])
+def adamw_step_kernel(
+    table_ptr, factors_ptr, scale_ptr, found_ptr, count,
+    moment_factor, beta2, square_weight, eps, sign, alpha_factor,
+    P: tl.constexpr, S: tl.constexpr, AMSGRAD: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_FOUND: tl.constexpr, HAS_MASK: tl.constexpr, RULE: tl.constexpr,
+    MOMENT_FROM_STATE: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
+):  # fmt: skip
+    if HAS_FOUND:  # noqa: SIM102 (a constant: without a scaler nothing is read)
+        if tl.load(found_ptr) != 0:
+            return
+    chunk = tl.program_id(0).to(tl.int64)
+    i = find_tensor(table_ptr, chunk, count)
+    row_ptr = table_ptr + i * FIELDS
+    at = (chunk - tl.load(row_ptr + NUMEL + 1)) * CHUNK + tl.arange(0, CHUNK)
+    inside = at < tl.load(row_ptr + NUMEL)
+    step_size = tl.load(factors_ptr + i * 3)
+    root = tl.load(factors_ptr + i * 3 + 1)
+    decay = tl.load(factors_ptr + i * 3 + 2)
+
+    param_ptr = tensor_at(row_ptr, 0, P, ALIGNED)
+    grad_ptr = tensor_at(row_ptr, 1, P, ALIGNED)
+    g = get_gradient(grad_ptr, at, inside, sign, scale_ptr, HAS_SCALE)
+    old = tl.load(param_ptr + at, mask=inside, other=0.0).to(tl.float32)
+
+    first_ptr = tensor_at(row_ptr, 2, S, ALIGNED) + at
+    m = tl.load(first_ptr, mask=inside, other=0.0).to(tl.float32)
+    m = average(m, g, moment_factor, MOMENT_FROM_STATE)
+    tl.store(first_ptr, m.to(S), mask=inside)
+
+    second_ptr = tensor_at(row_ptr, 3, S, ALIGNED) + at
+    v = tl.load(second_ptr, mask=inside, other=0.0).to(tl.float32) * beta2 + square_weight * g * g
+    tl.store(second_ptr, v.to(S), mask=inside)
+    if AMSGRAD:
+        largest_ptr = tensor_at(row_ptr, 4, S, ALIGNED) + at
+        largest = tl.load(largest_ptr, mask=inside, other=0.0).to(tl.float32)
+        v = tl.where((largest > v) | (largest != largest), largest, v)  # NaN of either stays
+        tl.store(largest_ptr, v.to(S), mask=inside)
+
+    denominator = tl.div_rn(tl.sqrt_rn(v), root) + eps
+    new = old * decay - tl.div_rn(step_size * m, denominator)
+    put_weight(
+        row_ptr, param_ptr, at, inside, old, new, g, alpha_factor,
+        HAS_MASK, RULE, FROM_STATE, ALIGNED,
+    )  # fmt: skip
+
+
+def adamw_step_unfit(*lists: Sequence[Tensor], **numbers: Any) -> str | None:
+    """Why the kernels cannot run, or None."""
+    if numbers.get("seed") is not None:
+        return f"rounds to nearest even and takes no seed, got {numbers['seed']}"
+    return _step_table.unfit(
+        lists, [numbers[k] for k in ("lr", "grad_scale", "found_inf") if k in numbers]
+    )
+
+
+def adamw_step_triton(
+    *lists: Sequence[Tensor], lr: float | Tensor, beta1: float, beta2: float, eps: float,
+    weight_decay: float, amsgrad: bool, maximize: bool, rule: str, alpha: float,
+    grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
+    seed: None = None,
+) -> None:  # fmt: skip
+    """As ``adamw_step_reference``; two launches for each combination of dtypes."""
+    tensor_lr = isinstance(lr, Tensor)
+    numbers = (0.0 if isinstance(lr, Tensor) else lr, beta1, beta2, weight_decay)
+    flags = {"HAS_FOUND": found_inf is not None, "enable_fp_fusion": True}
+    _step_table.advance_empty(lists, found_inf)
+    for table in _step_table.tables(lists, numbers):
+        factors = torch.empty(table.count, 3, device=table.rows.device)
+        found = factors if found_inf is None else found_inf
+        adamw_prepare_kernel[(triton.cdiv(table.count, TENSORS),)](
+            table.rows, factors, lr if tensor_lr else factors, found, table.count,
+            TENSOR_LR=tensor_lr, TENSORS=TENSORS, **flags,
+        )  # fmt: skip
+        first_weight = 1 - beta1
+        adamw_step_kernel[(table.chunks,)](
+            table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
+            first_weight if first_weight < 0.5 else first_weight - 1, beta2, 1 - beta2, eps,
+            -1.0 if maximize else 1.0, alpha if alpha < 0.5 else alpha - 1,
+            P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], AMSGRAD=amsgrad,
+            HAS_SCALE=grad_scale is not None, HAS_MASK=len(lists[6]) > 0,
+            RULE=rule if _step.keeps_state(rule) else "none", FROM_STATE=alpha < 0.5,
+            MOMENT_FROM_STATE=first_weight < 0.5, ALIGNED=table.aligned,
+            CHUNK=_step_table.CHUNK, **flags,
+        )  # fmt: skip

@@ -1,0 +1,154 @@
+"""Device functions that the Triton kernels share; the counterparts of csrc/select and csrc/cuda/epilogue.cuh."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+#: dtypes that the kernels without arithmetic take
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LOWEST = tl.constexpr(-(2**31))
+
+
+@triton.jit
+def order_key(x):
+    """fp32 -> int32 in the order of the ranks: -0.0 equals +0.0, NaN is below -inf (``_rank.ordered_keys``)."""
+    bits = x.to(tl.int32, bitcast=True)
+    key = tl.where(bits < 0, LOWEST - bits, bits)
+    return tl.where(x != x, LOWEST, key)
+
+
+@triton.jit
+def nm_index(meta_ptr, at, place, inside, BITS: tl.constexpr):
+    """The index in its group that meta stores for ``place`` of the row whose meta starts at byte ``at``."""
+    bit = place * BITS
+    byte = at + (bit >> 3)
+    shift = (bit & 7).to(tl.int32)
+    word = tl.load(meta_ptr + byte, mask=inside, other=0).to(tl.int32)
+    if 8 % BITS != 0:  # an index may run into the next byte
+        crosses = inside & (shift + BITS > 8)
+        word |= tl.load(meta_ptr + byte + 1, mask=crosses, other=0).to(tl.int32) << 8
+    return (word >> shift) & ((1 << BITS) - 1)
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr):
+    """``act(z)`` in fp32; names as in ``ops/_linear.py``."""
+    if ACTIVATION == "relu":
+        z = tl.where(z < 0, 0.0, z)  # NaN stays
+    elif ACTIVATION == "gelu":
+        z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        u = 0.7978845608028654 * (z + 0.044715 * z * z * z)
+        z = z - z / (tl.exp(2.0 * u) + 1.0)  # 0.5 z (1 + tanh u)
+    elif ACTIVATION == "silu":
+        z = z / (1.0 + tl.exp(-z))
+    return z
+
+
+@triton.jit
+def store_outputs(
+    y_ptr, bias_ptr, scale_ptr, acc, token, output, M, N,
+    HAS_BIAS: tl.constexpr, HAS_SCALE: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """``y[token, output] = act(scale * acc + bias)``; acc [tokens, outputs] in fp32."""
+    exists = output < N
+    if HAS_SCALE:
+        acc = acc * tl.load(scale_ptr + output, mask=exists, other=0.0)[None, :]
+    if HAS_BIAS:
+        acc = acc + tl.load(bias_ptr + output, mask=exists, other=0.0).to(tl.float32)[None, :]
+    at = token.to(tl.int64)[:, None] * N + output[None, :]
+    inside = (token < M)[:, None] & exists[None, :]
+    tl.store(y_ptr + at, activate(acc, ACTIVATION).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+# ---- optimizer steps: see ops/_step_table.py ----
+FIELDS = tl.constexpr(10)
+NUMEL = tl.constexpr(8)
+FIRST_CHUNK = tl.constexpr(9)
+STEP = tl.constexpr(7)
+
+
+@triton.jit
+def find_tensor(table_ptr, chunk, count):
+    """The row of the tensor that owns ``chunk``: the last one whose first chunk is not beyond it."""
+    low, high = chunk * 0, chunk * 0 + count - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        takes = tl.load(table_ptr + middle * FIELDS + FIRST_CHUNK) <= chunk
+        low = tl.where(takes, middle, low)
+        high = tl.where(takes, high, middle - 1)
+    return low
+
+
+@triton.jit
+def tensor_at(row_ptr, FIELD: tl.constexpr, T: tl.constexpr, ALIGNED: tl.constexpr):
+    """The pointer to elements of T that a row of the table holds."""
+    address = tl.load(row_ptr + FIELD)
+    if ALIGNED:
+        address = tl.multiple_of(address, 16)
+    return address.to(tl.pointer_type(T))
+
+
+@triton.jit
+def number_at(table_ptr, count, PLACE: tl.constexpr):
+    """A double of the table's last row."""
+    return tl.load(table_ptr + count * FIELDS + PLACE).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def power(base, exponent):
+    """``base ** exponent`` in fp64, exponent a whole number below 2**31, by squaring."""
+    result = base * 0.0 + 1.0
+    for _ in range(31):
+        result = tl.where((exponent & 1) == 1, result * base, result)
+        base = base * base
+        exponent = exponent >> 1
+    return result
+
+
+@triton.jit
+def average(state, value, factor, FROM_STATE: tl.constexpr):
+    """``state + alpha * (value - state)`` as ``torch.lerp``: ``factor`` is alpha below 0.5, else alpha - 1."""
+    return (state if FROM_STATE else value) + factor * (value - state)
+
+
+@triton.jit
+def importance_value(old, new, gradient, RULE: tl.constexpr):
+    """What a rule averages; the rules are those of ``evoprune_kernels.importance`` that keep a state."""
+    if RULE == "taylor":
+        value = tl.abs(old * gradient)
+    else:
+        tl.static_assert(RULE == "evolution")
+        value = new
+    return value
+
+
+@triton.jit
+def get_gradient(grad_ptr, at, inside, sign, scale_ptr, HAS_SCALE: tl.constexpr):
+    """The gradient: unscaled, also in memory, and negated to maximize."""
+    g = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_SCALE:
+        g = tl.div_rn(g, tl.load(scale_ptr).to(tl.float32))
+        tl.store(grad_ptr + at, g.to(grad_ptr.dtype.element_ty), mask=inside)
+    return g * sign
+
+
+@triton.jit
+def put_weight(
+    row_ptr, param_ptr, at, inside, old, new, gradient, factor,
+    HAS_MASK: tl.constexpr, RULE: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Stores the new weight, +0.0 where the mask is False, and advances the importance."""
+    if HAS_MASK:
+        mask_ptr = tensor_at(row_ptr, 6, tl.int8, ALIGNED)
+        new = tl.where(tl.load(mask_ptr + at, mask=inside, other=0) != 0, new, 0.0)
+    stored = new.to(param_ptr.dtype.element_ty)
+    tl.store(param_ptr + at, stored, mask=inside)
+    if RULE != "none":
+        state_ptr = tensor_at(row_ptr, 5, tl.float32, ALIGNED) + at
+        state = tl.load(state_ptr, mask=inside, other=0.0)
+        value = importance_value(old, stored.to(tl.float32), gradient, RULE)
+        tl.store(state_ptr, average(state, value, factor, FROM_STATE), mask=inside)

@@ -1,0 +1,87 @@
+"""``bitmask_pack``, ``bitmask_unpack`` and ``bitmask_linear`` in Triton: bits of the format, and the tolerance law."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from evoprune_kernels.formats import BitmaskWeight
+from evoprune_kernels.ops.bitmask_linear.cases import CASES
+from evoprune_kernels.ops.bitmask_pack.cases import CASES as PACK_CASES
+from evoprune_kernels.ops.bitmask_pack.reference import (
+    bitmask_pack_reference,
+    bitmask_unpack_reference,
+)
+from tests.ops.test_nm_pack import same_bits
+from tests.triton.linear import arguments, check
+
+SMALL = [case for case in CASES if "70000" not in case.name]
+
+
+@pytest.mark.parametrize("case", PACK_CASES, ids=lambda case: case.name)
+def test_pack_and_unpack(run, case):
+    weight, mask = case.args()
+    expected = bitmask_pack_reference(weight, mask)
+    assert all(map(same_bits, run("bitmask_pack", weight, mask), expected))
+    args = *expected, weight.shape[1]
+    assert same_bits(run("bitmask_unpack", *args), bitmask_unpack_reference(*args))
+
+
+def test_several_tiles_a_row_special_values_and_views(run):
+    weight = torch.randn(4, 2101)[:, 1:]
+    weight[0, :4] = torch.tensor([float("nan"), -0.0, 1e-42, float("-inf")])
+    mask = torch.rand(4, 2101)[:, 1:] < 0.5
+    mask[0, :4] = True
+    expected = bitmask_pack_reference(weight, mask)
+    assert all(map(same_bits, run("bitmask_pack", weight, mask), expected))
+    args = *expected, 2100
+    assert same_bits(run("bitmask_unpack", *args), bitmask_unpack_reference(*args))
+
+
+@pytest.mark.parametrize("case", SMALL[::2], ids=lambda case: case.name)
+def test_linear_is_accurate(run, case):
+    check(run, "bitmask_linear", *case.args())
+
+
+@pytest.mark.parametrize("case", SMALL[1::2], ids=lambda case: case.name)
+def test_linear_is_accurate_in_the_interpreter(interpreter, case):
+    check(interpreter.call, "bitmask_linear", *case.args())
+
+
+def half(rows, columns, dtype=torch.float32):
+    mask = torch.rand(rows, columns) < 0.5
+    return BitmaskWeight.pack(torch.randn(rows, columns).to(dtype), mask=mask)
+
+
+@pytest.mark.parametrize("tokens", [5, 20])
+def test_int8_values_and_views(run, tokens):
+    torch.manual_seed(0)
+    packed = half(20, 300).quantize()
+    x = torch.randn(tokens, 301)[:, 1:]
+    once = check(run, "bitmask_linear", x, packed, torch.randn(20), "none")
+    args = arguments(x, packed, None, "none")
+    assert torch.equal(run("bitmask_linear", *args), run("bitmask_linear", *args))
+    assert once.shape == (tokens, 20)
+
+
+def test_few_tokens_read_the_weight_once(simulated):
+    torch.manual_seed(0)
+    packed = half(16, 512, torch.float16)
+    simulated.call("bitmask_linear", *arguments(torch.randn(1, 512).half(), packed, None, "none"))
+    stored = packed.values.nbytes + packed.bits.nbytes + packed.row_ptr.nbytes
+    moved = simulated.stats["global.load.footprint"]
+    assert stored + 512 * 2 <= moved + 64 and moved <= stored + 512 * 2 + 64  # whole sectors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 8, 33])
+def test_no_spills(no_spills, tokens, dtype):
+    packed = half(64, 128, dtype)
+    x = torch.zeros(tokens, 128, dtype=dtype)
+    no_spills("bitmask_linear", *arguments(x, packed, torch.zeros(64), "gelu"))
+
+
+def test_packing_spills_nothing(no_spills):
+    weight = torch.randn(4, 64)
+    mask = weight > 0
+    no_spills("bitmask_unpack", *bitmask_pack_reference(weight, mask), 64)
