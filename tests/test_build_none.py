@@ -99,4 +99,4 @@ def test_no_compiler_is_one_line(tmp_path):
 def test_unknown_build_mode(tmp_path):
     done = build(tmp_path, EVOPRUNE_BUILD="gpu")
     assert done.returncode != 0
-    assert "EVOPRUNE_BUILD: expected auto, cpu or none, got 'gpu'" in done.stderr
+    assert "EVOPRUNE_BUILD: expected auto, cpu, cuda or none, got 'gpu'" in done.stderr
