@@ -75,6 +75,10 @@ def nm_problems() -> list[Problem]:
             found.append(
                 Problem(name, "nm_linear", make, rows * columns, "weight", {}, longer, processors=1)
             )
+    split = nm_linear(32, 64, 2048, F16, F16)
+    found.append(
+        Problem("nm_linear 32 tokens 64x2048 f16, split", "nm_linear", split, 64 * 2048, "weight")
+    )
     for tokens in (1, 16):
         for dtype, x in ((F16, F16), (F32, F32), (INT8, F16)):
             name = f"nm_linear {tokens} tokens 256x1024 {NAMES[dtype]}, x {NAMES[x]}"
