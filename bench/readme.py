@@ -119,12 +119,19 @@ def optim(record: dict[str, Any]) -> str:
 
 #: problems of ``bench static`` whose kernels stand in README.md; all of them stand in static.md
 STATIC_SHOWN = (
-    "adamw_step f32",
-    "nm_linear 2:4 f16",
-    "nm_linear few",
-    "block_linear",
-    "bitmask",
-    "nm_select_pack",
+    "adamw_step 3x20480 f32",
+    "sgd_step 3x20480 f32",
+    "nm_linear 128 tokens 128x256 f16",
+    "nm_linear 1 tokens 256x1024 f16",
+    "nm_w8a8_linear",
+    "block_linear 128 tokens 128x128 64x64 f16",
+    "block_linear_dx 128 tokens 128x128 64x64 f16",
+    "block_linear_dw 128 tokens 128x128 64x64 f16",
+    "bitmask_linear 1 tokens 64x2048 30 % f16",
+    "nm_select_pack 128x1024 2:4 f16",
+    "select_nm 64x1024 2:4 f32",
+    "select_topk 64x1024 f32",
+    "channel_gate_backward 2x16x56x56",
 )
 
 
@@ -133,9 +140,12 @@ def static(record: dict[str, Any]) -> str:
     entries = record["results"]["simulated"]
     shown = [e for e in entries if e["problem"].startswith(STATIC_SHOWN)]
     over = record["results"]["over_budget"]
+    built = record["results"]["compiled"]
+    spilled = sorted({f"`{e['kernel']}` on sm_{e['arch']}" for e in built if e["spills"]})
     head = (
         f"{len(entries)} kernels of {len({e['problem'] for e in entries})} problems; "
-        f"{len(over) or 'none'} of them over budget. The main ones:"
+        f"{len(over) or 'none'} of them over budget. Of {len(built)} compiled kernels (5 architectures) "
+        f"{len(spilled)} spill a few registers: {', '.join(spilled) or '-'}. The main ones:"
     )
     rest = "[Every kernel, registers and occupancy](bench/results/static.md)."
     return "\n\n".join([head, static_table(record, shown), rest, static_source(record)])
