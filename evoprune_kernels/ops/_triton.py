@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -57,11 +58,16 @@ def implementation(name: str) -> tuple[Callable[..., Any], Callable[..., str | N
 
 
 def run(op: Op, insist: bool, *args: Any, **kwargs: Any) -> Any:
-    """The launcher of ``op``, or the reference where it cannot take the arguments (``insist``: ``RuntimeError``)."""
+    """The launcher of ``op``; where it cannot take the arguments the reference, with a warning that says why.
+
+    ``insist``: ``RuntimeError`` instead.
+    """
     launcher, unfit = implementation(op.name)
     if why := unfit(*args, **kwargs):
         if insist:
             raise RuntimeError(f"{op.name}: impl='triton' {why}")
+        if not torch.compiler.is_compiling():
+            warnings.warn(f"{op.name}: plain torch runs, the Triton kernel {why}", stacklevel=2)
         return op.reference(*args, **kwargs)
     device = first_device(args)
     if device.type != "cuda":

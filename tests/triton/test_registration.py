@@ -49,7 +49,9 @@ def test_insisting_needs_cuda_tensors():
 def test_what_a_launcher_cannot_take_goes_to_the_reference_unless_insisted_on():
     scores = torch.randn(4, 8, dtype=torch.float64)
     op = OPS["select_nm"]
-    assert torch.equal(_triton.run(op, False, scores, 2, 4), op.reference(scores, 2, 4))
+    with pytest.warns(UserWarning, match="select_nm: plain torch runs, the Triton kernel"):
+        found = _triton.run(op, False, scores, 2, 4)
+    assert torch.equal(found, op.reference(scores, 2, 4))
     with pytest.raises(RuntimeError, match=r"select_nm: impl='triton' takes .* got float64"):
         _triton.run(op, True, scores, 2, 4)
 
