@@ -17,7 +17,10 @@ OURS = "ours: evolution + mask"
 TORCH = "torch fused AdamW"
 COMPOSED = "torch fused AdamW + lerp + mask"
 #: bytes a parameter in fp32, each tensor counted once for every pass that reads or writes it
-BYTES = {OURS: 37, TORCH: 28, COMPOSED: 53}
+_PASS = 28  # w g m v read, w m v written
+_MASKED = 4 + 1 + 4  # a pass of its own: weight and bool mask read, weight written
+_AVERAGED = 4 + 4 + 4  # another: average and weight read, average written
+BYTES = {TORCH: _PASS, OURS: _PASS + 4 + 4 + 1, COMPOSED: _PASS + _MASKED + _AVERAGED}
 LAYER = ((768, 768),) * 4 + ((3072, 768), (768, 3072))
 
 
