@@ -1,9 +1,17 @@
 """Selection: scores -> masks, and how many weights each layer keeps. Pure functions, one file a way to choose."""
 
+from evoprune_kernels.selection.apply import BUDGETS, select_all
+from evoprune_kernels.selection.budgets import budget_counts, erk, proportional, uniform
 from evoprune_kernels.selection.threshold import rate_for, select_threshold, spread_ratio
 
 __all__ = [
+    "BUDGETS",
+    "budget_counts",
+    "erk",
+    "proportional",
     "rate_for",
+    "select_all",
     "select_threshold",
     "spread_ratio",
+    "uniform",
 ]
