@@ -2,12 +2,17 @@
 
 from evoprune_kernels.selection.apply import BUDGETS, select_all
 from evoprune_kernels.selection.budgets import budget_counts, erk, proportional, uniform
+from evoprune_kernels.selection.progressive import progressive_gap, progressive_names
+from evoprune_kernels.selection.rows import drop_sparse_rows
 from evoprune_kernels.selection.threshold import rate_for, select_threshold, spread_ratio
 
 __all__ = [
     "BUDGETS",
     "budget_counts",
+    "drop_sparse_rows",
     "erk",
+    "progressive_gap",
+    "progressive_names",
     "proportional",
     "rate_for",
     "select_all",
