@@ -18,6 +18,7 @@ LAYERS = [
     {"__init__"},
     {"convert", "inference"},
     {"nn", "optim", "methods"},
+    {"selection"},
     {"ops"},
     {"formats", "importance"},
     {"_check", "_ext", "_select", "measure"},
