@@ -16,7 +16,7 @@ from tests.selection.test_calibration import Conv1D
 def scores_by_hand(weight, x):
     """|w_ij| * sqrt(sum x_j^2), in Python floats."""
     norms = [sum(float(v) ** 2 for v in column) ** 0.5 for column in x.t()]
-    return [[abs(float(w)) * n for w, n in zip(row, norms, strict=True)] for row in weight]
+    return [[abs(w) * n for w, n in zip(row, norms, strict=True)] for row in weight.tolist()]
 
 
 def keep_best(scores, count):
