@@ -9,6 +9,9 @@
 //                 a: low 16 bits weight,        high 16 bits first moment (or momentum buffer)
 //                 b: low 16 bits second moment, high 16 bits largest second moment
 //
+//   The highest bit of the counter's second word is free: with it set, word a of an element rounds an
+//   importance in bf16 (low 16 bits). Only ops/_philox.py does that, the kernels keep fp32.
+//
 //   element = index in the tensor, row by row; tensor = index in the list of the call; step = the
 //   number of the step (the first is 1). So neither the launch nor the device can change a result;
 //   ops/_philox.py is the same in torch.

@@ -63,10 +63,13 @@ struct StepList {
   int64_t count;
   DType param_dtype, state_dtype;
   StepRule rule;
+  StepPoint point;
   importance::Average average;  // of the importance
+  float sparse_decay;           // where decays_masked
   float grad_scale;             // gradients are divided by it when `scaled`
   float sign;                   // 1, or -1 to maximize
   bool scaled;
+  bool decays_masked;  // masked weights decay by sparse_decay and are not zeroed
 };
 
 struct AdamwStepArgs {

@@ -1,5 +1,7 @@
 // What the optimizer-step kernels share: the walk over a list of tensors, vector input and output
-// with tails, and the last part of every step (mask, rounding, importance).
+// with tails, and the last part of every step (mask, rounding, importance). An `Optimizer` adds what
+// it does with one vector (`step_vector`), and which of its own features most steps do without
+// (`is_usual`, `set_usual`).
 //
 //   tensors    | 0                  | 1      | 2                    |    one list, any sizes
 //   chunks     | 0    | 1    | 2  | | 3    | | 4    | 5    | 6    | |    kStepChunk elements each,
@@ -14,12 +16,14 @@
 #include "cpu/simd.h"
 #include "importance/evolution.h"
 #include "importance/magnitude.h"
+#include "importance/movement.h"
 #include "importance/taylor.h"
 
 namespace evoprune::EVOPRUNE_ISA {
 
 struct VecMath {
   static EVOPRUNE_INLINE Vec fma(Vec a, Vec b, Vec c) { return EVOPRUNE_ISA::fma(a, b, c); }
+  static EVOPRUNE_INLINE Vec mul(Vec a, Vec b) { return a * b; }
   static EVOPRUNE_INLINE Vec abs(Vec a) { return EVOPRUNE_ISA::abs(a); }
   static EVOPRUNE_INLINE Vec all(float x) { return broadcast(x); }
 };
@@ -98,17 +102,95 @@ EVOPRUNE_INLINE Vec get_gradient(const StepList& list, const StepTensor& t, int6
   return g * broadcast(list.sign);
 }
 
+// What the moments see of a gradient: with sparse_decay, masked weights decay towards zero.
+template <bool kTail>
+EVOPRUNE_INLINE Vec decay_masked(const StepList& list, const StepTensor& t, int64_t i, int64_t n,
+                                 Vec w_old, Vec gradient) {
+  if (!list.decays_masked) return gradient;
+  const IVec mask = get_mask<kTail>(t.mask + i, n);
+  return mask ? gradient : fma(w_old, broadcast(list.sparse_decay), gradient);
+}
+
 // Stores the new weight under the mask and advances the importance.
 template <bool kTail, typename P, typename Rule>
 EVOPRUNE_INLINE void put_weight(const StepList& list, const StepTensor& t, int64_t i, int64_t n,
                                 Vec w_old, Vec w_new, Vec gradient) {
-  if (t.mask != nullptr) w_new = keep_where(get_mask<kTail>(t.mask + i, n), w_new);
-  put<kTail>(static_cast<P*>(t.param) + i, w_new, n);
+  Vec kept = w_new;
+  if (t.mask != nullptr && !list.decays_masked)
+    kept = keep_where(get_mask<kTail>(t.mask + i, n), w_new);
+  put<kTail>(static_cast<P*>(t.param) + i, kept, n);
   if constexpr (Rule::kHasState) {
     float* state = t.importance + i;
-    const Vec value = Rule::template value<VecMath>(w_old, as_stored<P>(w_new), gradient);
+    Vec w = w_old;
+    if (list.point != StepPoint::before)
+      w = as_stored<P>(list.point == StepPoint::updated ? w_new : kept);
+    const Vec value = Rule::template value<VecMath>(w, gradient);
     put<kTail>(state, list.average.template operator()<VecMath>(get<kTail>(state, n), value), n);
   }
+}
+
+// Elements begin ... end of one tensor, a cache line of them at a time.
+template <typename Optimizer, typename P, typename S, typename Rule>
+EVOPRUNE_INLINE void step_loop(const typename Optimizer::Args& a, const StepTensor& t,
+                               int64_t begin, int64_t end) {
+  int64_t i = begin;
+  for (; i + kPrefetchEvery <= end; i += kPrefetchEvery) {
+    prefetch_step<P, S>(t, i, Rule::kHasState);
+    for (int64_t u = 0; u < kPrefetchEvery; u += kLanes)
+      Optimizer::template step_vector<false, P, S, Rule>(a, t, i + u, kLanes);
+  }
+  for (; i + kLanes <= end; i += kLanes)
+    Optimizer::template step_vector<false, P, S, Rule>(a, t, i, kLanes);
+  if (i < end) Optimizer::template step_vector<true, P, S, Rule>(a, t, i, end - i);
+}
+
+// The same. Copies, which no store can change, so they stay in registers. The usual case is compiled
+// once more for each point of the rule, with its features known to be off: fewer instructions leave
+// room for more memory requests.
+template <typename Optimizer, typename P, typename S, typename Rule>
+void step_span(const typename Optimizer::Args& args, const StepTensor& tensor, int64_t begin,
+               int64_t end) {
+  typename Optimizer::Args a = args;
+  StepTensor t = tensor;
+  StepList& list = a.list;
+  const bool usual = !list.scaled && list.sign == 1 && list.average.from_state &&
+                     !list.decays_masked && Optimizer::is_usual(a, t);
+  if (!usual) return step_loop<Optimizer, P, S, Rule>(a, t, begin, end);
+  list.scaled = false;
+  list.sign = 1;
+  list.average.from_state = true;
+  list.decays_masked = false;
+  Optimizer::set_usual(a, t);
+  const bool before = Rule::kHasState && list.point == StepPoint::before;
+  list.point = Rule::kPost;
+  if (!before) return step_loop<Optimizer, P, S, Rule>(a, t, begin, end);
+  list.point = StepPoint::before;
+  step_loop<Optimizer, P, S, Rule>(a, t, begin, end);
+}
+
+template <typename Args>
+using Span = void (*)(const Args&, const StepTensor&, int64_t, int64_t);
+
+template <typename Optimizer, typename P, typename S>
+inline constexpr Span<typename Optimizer::Args> kByRule[] = {
+    // in the order of StepRule
+    step_span<Optimizer, P, S, importance::Magnitude>,
+    step_span<Optimizer, P, S, importance::Evolution>,
+    step_span<Optimizer, P, S, importance::EvolutionAbs>,
+    step_span<Optimizer, P, S, importance::Taylor>,
+    step_span<Optimizer, P, S, importance::Movement>,
+};
+
+// Chunks begin ... end of the list.
+template <typename Optimizer>
+void step_chunks(const typename Optimizer::Args& a, int64_t begin, int64_t end) {
+  const StepList& list = a.list;
+  const int rule = static_cast<int>(list.rule);
+  const auto span = list.param_dtype == DType::f32   ? kByRule<Optimizer, float, float>[rule]
+                    : list.state_dtype == DType::f32 ? kByRule<Optimizer, bf16, float>[rule]
+                                                     : kByRule<Optimizer, bf16, bf16>[rule];
+  for_each_span(list, begin, end,
+                [&](const StepTensor& t, int64_t first, int64_t last) { span(a, t, first, last); });
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

@@ -1,10 +1,11 @@
 // adamw_step_: AdamW, importance and mask of a list of tensors in one pass over memory.
 //
 //   g  = grad / scale * sign                       sign = -1 to maximize
+//   g += sparse_decay * w where not mask           with sparse_decay, and then no weight is zeroed
 //   m  = lerp(m, g, 1 - beta1)
 //   v  = beta2 * v + (1 - beta2) * g * g           u = max(u, v) with amsgrad, else v
 //   w' = w * (1 - lr * weight_decay) - rate * m / (sqrt(u) / root_correction2 + eps)
-//   w' = +0.0 where not mask;   importance += alpha * (x - importance)
+//   w' = +0.0 where not mask;   importance += alpha * (value(w or w', grad) - importance)
 //   rate = lr / (1 - beta1^step),  root_correction2 = sqrt(1 - beta2^step)
 //
 //   memory a parameter, fp32, bytes     w  g  m  v  imp  mask
@@ -37,8 +38,8 @@ struct Adamw {
 
   template <int kCount>
   static __device__ __forceinline__ float step(const Args& a, const StepTensor& t,
-                                               const StepFactors& f, StepCells<kCount>& c, int k) {
-    const float g = c.g[k];
+                                               const StepFactors& f, StepCells<kCount>& c, int k,
+                                               float g) {
     const float m = a.first_moment.operator()<FloatMath>(c.moment[k], g);
     const float v = fmaf(__fmul_rn(a.square_weight, g), g, __fmul_rn(c.square[k], a.beta2));
     float u = v;

@@ -1,11 +1,12 @@
 // sgd_step_: SGD with momentum, importance and mask of a list of tensors in one pass over memory.
 //
 //   g  = grad / scale * sign                       sign = -1 to maximize
+//   g += sparse_decay * w where not mask           with sparse_decay, and then no weight is zeroed
 //   d  = g + weight_decay * w
 //   b  = momentum * b + (1 - dampening) * d        b = d at a tensor's first step
 //   d  = b, or d + momentum * b with nesterov
 //   w' = w - lr * d
-//   w' = +0.0 where not mask;   importance += alpha * (x - importance)
+//   w' = +0.0 where not mask;   importance += alpha * (value(w or w', grad) - importance)
 //
 //   memory a parameter, fp32, bytes     w  g  b  imp  mask
 //     read                              4  4  4   4    1           each byte once: the pass is
@@ -34,8 +35,9 @@ struct Sgd {
 
   template <int kCount>
   static __device__ __forceinline__ float step(const Args& a, const StepTensor& t,
-                                               const StepFactors& f, StepCells<kCount>& c, int k) {
-    float d = a.decays ? fmaf(c.w[k], a.weight_decay, c.g[k]) : c.g[k];
+                                               const StepFactors& f, StepCells<kCount>& c, int k,
+                                               float g) {
+    float d = a.decays ? fmaf(c.w[k], a.weight_decay, g) : g;
     if (t.moment != nullptr) {
       float b = d;
       if (reads_moment(f)) b = fmaf(d, a.undampened, __fmul_rn(c.moment[k], a.momentum));

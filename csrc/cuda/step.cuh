@@ -32,6 +32,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/step_cells.cuh"
 #include "importance/evolution.h"
+#include "importance/movement.h"
 #include "importance/taylor.h"
 
 namespace evoprune::cuda {
@@ -93,16 +94,26 @@ __global__ void __launch_bounds__(kStepThreads)
   shared.factors[count.index] = factors;
 }
 
-// importance += alpha * (x - importance)
+__device__ __forceinline__ float importance_value(StepRule rule, float w, float gradient) {
+  switch (rule) {
+    case StepRule::evolution:
+      return importance::Evolution::value<FloatMath>(w, gradient);
+    case StepRule::evolution_abs:
+      return importance::EvolutionAbs::value<FloatMath>(w, gradient);
+    case StepRule::taylor:
+      return importance::Taylor::value<FloatMath>(w, gradient);
+    default:
+      return importance::Movement::value<FloatMath>(w, gradient);
+  }
+}
+
+// importance += alpha * (value(w, g) - importance)
 template <int kCount>
-__device__ __forceinline__ void advance(StepCells<kCount>& cells, const float (&w_old)[kCount],
+__device__ __forceinline__ void advance(StepCells<kCount>& cells, const float (&w)[kCount],
                                         const StepShared& shared) {
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
-    const float value =
-        shared.rule == StepRule::evolution
-            ? importance::Evolution::value<FloatMath>(w_old[k], cells.w[k], cells.g[k])
-            : importance::Taylor::value<FloatMath>(w_old[k], cells.w[k], cells.g[k]);
+    const float value = importance_value(shared.rule, w[k], cells.g[k]);
     cells.average[k] = shared.average.template operator()<FloatMath>(cells.average[k], value);
   }
 }
@@ -135,22 +146,27 @@ __device__ __forceinline__ void step_elements(const typename Optimizer::Args& ar
     for (int k = 0; k < kCount; ++k) written[k] = c.g[k];
     store<P, 0, 0>(t.grad, i, written, c, false);
   }
-  float w_old[kCount];
+  float w_seen[kCount];  // by the importance
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     c.g[k] *= shared.sign;
-    w_old[k] = c.w[k];
-    c.w[k] = Optimizer::step(args, t, factors, c, k);
-    if (masked && !c.kept.at[k]) c.w[k] = 0.0f;
+    const bool pruned = masked && !c.kept.at[k], decays = shared.decays_masked;
+    w_seen[k] = c.w[k];
+    const float g = pruned && decays ? fmaf(c.w[k], shared.sparse_decay, c.g[k]) : c.g[k];
+    const float w_new = Optimizer::step(args, t, factors, c, k, g);
+    c.w[k] = to_float(rounded<P>(w_new, c.random[k][0] & 0xFFFFu, seeded));
+    if (shared.point == StepPoint::updated) w_seen[k] = c.w[k];
+    if (pruned && !decays) c.w[k] = 0.0f;
+    if (shared.point == StepPoint::stored) w_seen[k] = c.w[k];
   }
   if (t.moment != nullptr) store<S, 0, 1>(t.moment, i, c.moment, c, seeded);
   if constexpr (Optimizer::kSquares) {
     store<S, 1, 0>(t.square, i, c.square, c, seeded);
     if (t.largest_square != nullptr) store<S, 1, 1>(t.largest_square, i, c.largest, c, seeded);
   }
-  store<P, 0, 0>(t.param, i, c.w, c, seeded);
+  store<P, 0, 0>(t.param, i, c.w, c, false);  // rounded already
   if (averages) {
-    advance(c, w_old, shared);
+    advance(c, w_seen, shared);
     store<float, 0, 0>(t.importance, i, c.average, c, false);
   }
 }

@@ -53,8 +53,11 @@ struct StepShared {
   uint64_t seed;                // of the rounding to bf16, when `seeded`
   importance::Average average;  // of the importance
   StepRule rule;
-  float sign;  // 1, or -1 to maximize
+  StepPoint point;
+  float sign;          // 1, or -1 to maximize
+  float sparse_decay;  // where decays_masked
   bool scaled, seeded;
+  bool decays_masked;  // masked weights decay by sparse_decay and are not zeroed
 };
 
 }  // namespace evoprune::cuda

@@ -48,6 +48,7 @@ inline constexpr int kPer16Bytes = 16 / static_cast<int>(sizeof(T));
 // What an importance functor asks of its numbers (importance/average.h): here a float.
 struct FloatMath {
   static __device__ __forceinline__ float fma(float a, float b, float c) { return fmaf(a, b, c); }
+  static __device__ __forceinline__ float mul(float a, float b) { return __fmul_rn(a, b); }
   static __device__ __forceinline__ float abs(float a) { return fabsf(a); }
   static __device__ __forceinline__ float all(float x) { return x; }
 };

@@ -6,8 +6,9 @@
 //   alpha < 1/2   avg   + alpha       * (value - avg)     the small correction is added to the
 //   else          value + (alpha - 1) * (value - avg)     closer end, so alpha = 1 gives `value`
 //
-// `Math` says what a vector can do: Math::fma(a, b, c), Math::abs(a), Math::all(float). The CPU
-// passes its SIMD vector, CUDA a float. Source: torch.lerp, which the reference calls.
+// `Math` says what a vector can do: Math::fma(a, b, c), Math::mul(a, b) (which is never fused with
+// what follows), Math::abs(a), Math::all(float). The CPU passes its SIMD vector, CUDA a float.
+// Source: torch.lerp, which the reference calls.
 #pragma once
 
 #include "core/host_device.h"

@@ -3,10 +3,13 @@
 // Source: Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015.
 #pragma once
 
+#include "core/step_rule.h"
+
 namespace evoprune::importance {
 
 struct Magnitude {
   static constexpr bool kHasState = false;
+  static constexpr StepPoint kPost = StepPoint::stored;
 };
 
 }  // namespace evoprune::importance

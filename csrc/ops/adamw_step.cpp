@@ -51,7 +51,7 @@ void adamw_step(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
                 TensorList steps, double lr, double beta1, double beta2, double eps,
                 double weight_decay, bool amsgrad, bool maximize, std::string rule, double alpha,
                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                std::optional<int64_t> seed) {
+                std::optional<int64_t> seed, std::string point, double sparse_decay) {
   check_no_seed(seed);
   if (!amsgrad) max_exp_avg_sqs.clear();
   adamw_step_inputs({params,
@@ -62,7 +62,7 @@ void adamw_step(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
                      importances,
                      masks,
                      steps,
-                     {grad_scale, found_inf, rule, alpha, maximize},
+                     {grad_scale, found_inf, rule, alpha, maximize, point, sparse_decay},
                      "exp_avgs"},
                     amsgrad, {lr, beta1, beta2, eps, weight_decay});
 }
@@ -73,17 +73,17 @@ void adamw_step_tensor_lr(TensorList params, TensorList grads, TensorList exp_av
                           double beta1, double beta2, double eps, double weight_decay, bool amsgrad,
                           bool maximize, std::string rule, double alpha,
                           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                          std::optional<int64_t> seed) {
+                          std::optional<int64_t> seed, std::string point, double sparse_decay) {
   adamw_step(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, importances, masks, steps,
              read_number(lr, "lr"), beta1, beta2, eps, weight_decay, amsgrad, maximize, rule, alpha,
-             grad_scale, found_inf, seed);
+             grad_scale, found_inf, seed, point, sparse_decay);
 }
 
 void adamw_step_entries(int64_t address, int64_t count, double lr, double beta1, double beta2,
                         double eps, double weight_decay, bool maximize, std::string rule,
                         double alpha, std::optional<Tensor> grad_scale,
-                        std::optional<Tensor> found_inf) {
-  const StepOptions options{grad_scale, found_inf, rule, alpha, maximize};
+                        std::optional<Tensor> found_inf, std::string point, double sparse_decay) {
+  const StepOptions options{grad_scale, found_inf, rule, alpha, maximize, point, sparse_decay};
   run_entries(address, count, options, [&](StepEntries entries, double scale) {
     launch(entries, {lr, beta1, beta2, eps, weight_decay}, options, scale);
   });
@@ -99,7 +99,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(evoprune_raw, m) {
   m.def(
       "adamw_step_entries(int address, int count, float lr, float beta1, float beta2, float eps, "
       "float weight_decay, bool maximize, str rule, float alpha, Tensor? grad_scale, "
-      "Tensor? found_inf) -> ()");
+      "Tensor? found_inf, str point, float sparse_decay) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(evoprune_raw, CompositeExplicitAutograd, m) {
   m.impl("adamw_step_entries", TORCH_BOX(&evoprune::binding::adamw_step_entries));

@@ -37,7 +37,8 @@ void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers,
               TensorList importances, TensorList masks, TensorList steps, double lr,
               double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
               std::string rule, double alpha, std::optional<Tensor> grad_scale,
-              std::optional<Tensor> found_inf, std::optional<int64_t> seed) {
+              std::optional<Tensor> found_inf, std::optional<int64_t> seed, std::string point,
+              double sparse_decay) {
   check_no_seed(seed);
   if (momentum == 0) momentum_buffers.clear();
   sgd_step_inputs({params,
@@ -48,7 +49,7 @@ void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers,
                    importances,
                    masks,
                    steps,
-                   {grad_scale, found_inf, rule, alpha, maximize},
+                   {grad_scale, found_inf, rule, alpha, maximize, point, sparse_decay},
                    "momentum_buffers"},
                   {lr, momentum, dampening, weight_decay, nesterov});
 }
@@ -58,17 +59,17 @@ void sgd_step_tensor_lr(TensorList params, TensorList grads, TensorList momentum
                         double momentum, double dampening, double weight_decay, bool nesterov,
                         bool maximize, std::string rule, double alpha,
                         std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                        std::optional<int64_t> seed) {
+                        std::optional<int64_t> seed, std::string point, double sparse_decay) {
   sgd_step(params, grads, momentum_buffers, importances, masks, steps, read_number(lr, "lr"),
            momentum, dampening, weight_decay, nesterov, maximize, rule, alpha, grad_scale,
-           found_inf, seed);
+           found_inf, seed, point, sparse_decay);
 }
 
 void sgd_step_entries(int64_t address, int64_t count, double lr, double momentum, double dampening,
                       double weight_decay, bool nesterov, bool maximize, std::string rule,
                       double alpha, std::optional<Tensor> grad_scale,
-                      std::optional<Tensor> found_inf) {
-  const StepOptions options{grad_scale, found_inf, rule, alpha, maximize};
+                      std::optional<Tensor> found_inf, std::string point, double sparse_decay) {
+  const StepOptions options{grad_scale, found_inf, rule, alpha, maximize, point, sparse_decay};
   run_entries(address, count, options, [&](StepEntries entries, double scale) {
     launch(entries, {lr, momentum, dampening, weight_decay, nesterov}, options, scale);
   });
@@ -84,7 +85,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(evoprune_raw, m) {
   m.def(
       "sgd_step_entries(int address, int count, float lr, float momentum, float dampening, "
       "float weight_decay, bool nesterov, bool maximize, str rule, float alpha, "
-      "Tensor? grad_scale, Tensor? found_inf) -> ()");
+      "Tensor? grad_scale, Tensor? found_inf, str point, float sparse_decay) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(evoprune_raw, CompositeExplicitAutograd, m) {
   m.impl("sgd_step_entries", TORCH_BOX(&evoprune::binding::sgd_step_entries));

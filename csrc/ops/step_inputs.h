@@ -51,6 +51,9 @@ template <typename Args>
 void launch_steps(void (*kernel)(const Args&, int64_t, int64_t), Args args,
                   const StepOptions& options, double grad_scale, const StepEntries entries) {
   args.list.rule = step_rule(options.rule);
+  args.list.point = step_point(options);
+  args.list.sparse_decay = static_cast<float>(options.sparse_decay);
+  args.list.decays_masked = options.sparse_decay != 0;
   args.list.average = importance::Average(options.alpha);
   args.list.sign = options.maximize ? -1.0f : 1.0f;
   args.list.scaled = options.grad_scale.has_value();

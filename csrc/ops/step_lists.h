@@ -10,6 +10,7 @@
 // All checks and copies come before the first write, so an error leaves everything as it was.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -26,6 +27,8 @@ struct StepOptions {
   std::string rule;
   double alpha;
   bool maximize;
+  std::string point;  // pre or post; empty: the usual one of the rule
+  double sparse_decay;
 };
 
 struct StepInputs {
@@ -57,10 +60,22 @@ inline std::vector<StepRole> step_roles(const StepInputs& in) {
 
 inline StepRule step_rule(const std::string& rule) {
   if (rule == "evolution") return StepRule::evolution;
+  if (rule == "evolution_abs") return StepRule::evolution_abs;
   if (rule == "taylor") return StepRule::taylor;
-  STD_TORCH_CHECK(rule == "none" || rule == "magnitude",
-                  "expected rule none, magnitude, evolution or taylor, got ", rule);
+  if (rule == "movement") return StepRule::movement;
+  STD_TORCH_CHECK(
+      rule == "none" || rule == "magnitude",
+      "expected rule none, magnitude, evolution, evolution_abs, taylor or movement, got ", rule);
   return StepRule::none;
+}
+
+inline StepPoint step_point(const StepOptions& options) {
+  const StepRule rule = step_rule(options.rule);
+  const bool has_gradient = rule == StepRule::taylor || rule == StepRule::movement;
+  STD_TORCH_CHECK(options.point.empty() || options.point == "pre" || options.point == "post",
+                  "expected point pre or post, or none, got ", options.point);
+  if (options.point == "pre" || (options.point.empty() && has_gradient)) return StepPoint::before;
+  return has_gradient ? StepPoint::updated : StepPoint::stored;
 }
 
 inline void check_step_dtype(const StepRole& role, size_t i, ScalarType expected,
@@ -98,9 +113,19 @@ inline void check_step_dtypes(const StepInputs& in, const std::vector<StepRole>&
   if (!in.masks.empty()) check_step_dtype(all[6], i, ScalarType::Bool, ScalarType::Bool);
 }
 
+inline void check_sparse_decay(const StepInputs& in) {
+  const double decay = in.options.sparse_decay;
+  STD_TORCH_CHECK(decay >= 0 && decay < std::numeric_limits<double>::infinity(),
+                  "expected sparse_decay >= 0 and finite, got ", decay);
+  STD_TORCH_CHECK(decay == 0 || in.masks.size() == in.params.size(), "sparse_decay=", decay,
+                  " needs ", in.params.size(), " masks, one a parameter, got ", in.masks.size());
+}
+
 // Steps lie on the CPU or with the first parameter.
 inline void check_step_inputs(const StepInputs& in) {
   const StepRule rule = step_rule(in.options.rule);
+  step_point(in.options);
+  check_sparse_decay(in);
   const size_t count = in.params.size();
   STD_TORCH_CHECK(in.options.alpha >= 0 && in.options.alpha <= 1, "expected 0 <= alpha <= 1, got ",
                   in.options.alpha);

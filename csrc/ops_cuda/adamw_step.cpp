@@ -48,7 +48,7 @@ void adamw_step(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
                 TensorList steps, double lr, double beta1, double beta2, double eps,
                 double weight_decay, bool amsgrad, bool maximize, std::string rule, double alpha,
                 std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                std::optional<int64_t> seed) {
+                std::optional<int64_t> seed, std::string point, double sparse_decay) {
   if (!amsgrad) max_exp_avg_sqs.clear();
   adamw_step_inputs({params,
                      grads,
@@ -58,7 +58,7 @@ void adamw_step(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
                      importances,
                      masks,
                      steps,
-                     {grad_scale, found_inf, rule, alpha, maximize},
+                     {grad_scale, found_inf, rule, alpha, maximize, point, sparse_decay},
                      "exp_avgs"},
                     {std::nullopt, lr, beta1, beta2, eps, weight_decay, amsgrad}, seed);
 }
@@ -69,7 +69,7 @@ void adamw_step_tensor_lr(TensorList params, TensorList grads, TensorList exp_av
                           double beta1, double beta2, double eps, double weight_decay, bool amsgrad,
                           bool maximize, std::string rule, double alpha,
                           std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                          std::optional<int64_t> seed) {
+                          std::optional<int64_t> seed, std::string point, double sparse_decay) {
   if (!amsgrad) max_exp_avg_sqs.clear();
   adamw_step_inputs({params,
                      grads,
@@ -79,7 +79,7 @@ void adamw_step_tensor_lr(TensorList params, TensorList grads, TensorList exp_av
                      importances,
                      masks,
                      steps,
-                     {grad_scale, found_inf, rule, alpha, maximize},
+                     {grad_scale, found_inf, rule, alpha, maximize, point, sparse_decay},
                      "exp_avgs"},
                     {lr, 0, beta1, beta2, eps, weight_decay, amsgrad}, seed);
 }

@@ -37,7 +37,8 @@ void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers,
               TensorList importances, TensorList masks, TensorList steps, double lr,
               double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
               std::string rule, double alpha, std::optional<Tensor> grad_scale,
-              std::optional<Tensor> found_inf, std::optional<int64_t> seed) {
+              std::optional<Tensor> found_inf, std::optional<int64_t> seed, std::string point,
+              double sparse_decay) {
   if (momentum == 0) momentum_buffers.clear();
   sgd_step_inputs({params,
                    grads,
@@ -47,7 +48,7 @@ void sgd_step(TensorList params, TensorList grads, TensorList momentum_buffers,
                    importances,
                    masks,
                    steps,
-                   {grad_scale, found_inf, rule, alpha, maximize},
+                   {grad_scale, found_inf, rule, alpha, maximize, point, sparse_decay},
                    "momentum_buffers"},
                   {std::nullopt, lr, momentum, dampening, weight_decay, nesterov}, seed);
 }
@@ -57,7 +58,7 @@ void sgd_step_tensor_lr(TensorList params, TensorList grads, TensorList momentum
                         double momentum, double dampening, double weight_decay, bool nesterov,
                         bool maximize, std::string rule, double alpha,
                         std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                        std::optional<int64_t> seed) {
+                        std::optional<int64_t> seed, std::string point, double sparse_decay) {
   if (momentum == 0) momentum_buffers.clear();
   sgd_step_inputs({params,
                    grads,
@@ -67,7 +68,7 @@ void sgd_step_tensor_lr(TensorList params, TensorList grads, TensorList momentum
                    importances,
                    masks,
                    steps,
-                   {grad_scale, found_inf, rule, alpha, maximize},
+                   {grad_scale, found_inf, rule, alpha, maximize, point, sparse_decay},
                    "momentum_buffers"},
                   {lr, 0, momentum, dampening, weight_decay, nesterov}, seed);
 }

@@ -143,6 +143,9 @@ void run_steps(const StepInputs& in, const std::optional<Tensor>& lr, double lr_
   shared.scaled = in.options.grad_scale.has_value();
   shared.average = importance::Average(in.options.alpha);
   shared.rule = binding::step_rule(in.options.rule);
+  shared.point = binding::step_point(in.options);
+  shared.sparse_decay = static_cast<float>(in.options.sparse_decay);
+  shared.decays_masked = in.options.sparse_decay != 0;
   shared.sign = in.options.maximize ? -1.0f : 1.0f;
   shared.seeded = seed.has_value();
   shared.seed = static_cast<uint64_t>(seed.value_or(0));

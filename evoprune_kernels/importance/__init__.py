@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from evoprune_kernels.importance.base import AVERAGINGS, Rule, alpha, parse_averaging
+from evoprune_kernels.importance.base import (
+    AVERAGINGS,
+    Rule,
+    alpha,
+    averaged_step,
+    parse_averaging,
+)
 from evoprune_kernels.importance.evolution import Evolution
+from evoprune_kernels.importance.evolution_abs import EvolutionAbs
+from evoprune_kernels.importance.fisher import Fisher
 from evoprune_kernels.importance.magnitude import Magnitude
+from evoprune_kernels.importance.movement import Movement
+from evoprune_kernels.importance.platon import Platon, platon_alpha, window_ends
 from evoprune_kernels.importance.taylor import Taylor
 
 #: every rule by name
-RULES: dict[str, Rule] = {rule.name: rule for rule in (Magnitude(), Evolution(), Taylor())}
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Magnitude(),
+        Evolution(),
+        EvolutionAbs(),
+        Taylor(),
+        Movement(),
+        Platon(),
+        Fisher(),
+    )
+}
+#: the rules that a fused optimizer step advances, in the order of csrc/core/step_rule.h after "none"
+KERNEL_RULES: dict[str, Rule] = {
+    name: rule for name, rule in RULES.items() if rule.kernel == rule.name
+}
 
 
 def get_rule(name: str) -> Rule:
@@ -29,12 +54,20 @@ def get_rule(name: str) -> Rule:
 
 __all__ = [
     "AVERAGINGS",
+    "KERNEL_RULES",
     "RULES",
     "Evolution",
+    "EvolutionAbs",
+    "Fisher",
     "Magnitude",
+    "Movement",
+    "Platon",
     "Rule",
     "Taylor",
     "alpha",
+    "averaged_step",
     "get_rule",
     "parse_averaging",
+    "platon_alpha",
+    "window_ends",
 ]

@@ -12,11 +12,13 @@ Every average of a sequence ``x_1, x_2, ...`` with positive weights is the same 
     ewma        beta**-j     (1 - beta) / (1 - beta**t)    about 1 / (1 - beta) steps
 
 ``alpha_1`` is exactly 1: the first value replaces whatever the state held, so no bias has to be corrected later.
+An accumulated sum is the averaging "mean": ``sum_t = t * mean_t`` for every weight alike, so the ranking is the same.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,43 +37,80 @@ _power_sums: dict[float, tuple[int, float]] = {}
 class Rule:
     """How the importance of a weight is computed: an optional running average, and a score from it.
 
+    Where the average looks (``point``)::
+
+        pre    the weight as stored before the step: where the gradient was computed
+        post   a rule of the weight alone: the weight as stored, after the step, the mask and the rounding
+               a rule with a gradient: the updated weight, rounded as stored, but before the mask zeroes it, or else a
+               masked weight could never become important again (a hook after a dense step sees the same)
+
     Attributes:
-        name: what the ops and ``PruneConfig(importance=...)`` call it.
-        has_state: whether the optimizer keeps an fp32 tensor of the weight's shape for it.
+        name: what ``PruneConfig(importance=...)`` calls it.
+        has_state: whether the optimizer keeps an fp32 tensor of the weight's shape for it, the *importance*.
+        kernel: the rule that the fused step advances (``ops.adamw_step_(rule=...)``), ``"none"`` without a state.
+        default_point: ``"pre"`` or ``"post"``.
+        uses_gradient: whether the average is of something with the gradient in it.
+        states: names of more fp32 tensors of the weight's shape that the rule keeps, zero at first.
+        reads: names of the optimizer's own states that the score needs.
     """
 
     name: str
     has_state: bool
+    kernel: str = "none"
+    default_point: str = "post"
+    uses_gradient: bool = False
+    states: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
-    def update(
-        self, importance: Tensor, *, old: Tensor, new: Tensor, grad: Tensor, alpha: float
-    ) -> None:
-        """Advance the state in place by one optimizer step; the meaning that the kernels implement.
+    def value(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """What the running average averages; the meaning that the kernels implement.
 
         Args:
-            importance: fp32 state, changed in place.
-            old: weight before the step.
-            new: weight after the step and after the mask.
-            grad: gradient, unscaled and after ``maximize``, before weight decay.
-            alpha: share of this step in the average, from ``alpha``.
+            weight: the weight at the rule's point.
+            grad: gradient, unscaled and after ``maximize``, before any weight decay; of the dtype of ``weight``.
         """
         raise NotImplementedError
 
-    def score(self, importance: Tensor | None, weight: Tensor) -> Tensor:
-        """What selection ranks: fp32, the weight's shape, higher is kept."""
+    def update(self, importance: Tensor, *, weight: Tensor, grad: Tensor, alpha: float) -> None:
+        """``importance += alpha * (value(weight, grad) - importance)``, in place; nothing without a state.
+
+        Args:
+            importance: fp32 or fp64 state; the arithmetic is in its dtype.
+            weight: the weight at the rule's point.
+            grad: as in ``value``.
+            alpha: share of this step in the average, from ``alpha``.
+        """
+        if self.has_state:
+            dtype = importance.dtype
+            importance.lerp_(self.value(weight.to(dtype), grad.to(dtype)), alpha)
+
+    def score(self, importance: Tensor | None, weight: Tensor, **states: Tensor) -> Tensor:
+        """What selection ranks: fp32, the weight's shape, higher is kept.
+
+        Args:
+            importance: the running average, None for a rule without a state.
+            weight: the weight now.
+            states: what ``states`` and ``reads`` name; more is ignored.
+
+        Raises:
+            ValueError: if the importance or a state that the rule needs is missing.
+        """
         raise NotImplementedError
 
-    def _state(self, importance: Tensor | None) -> Tensor:
+    def _importance(self, importance: Tensor | None) -> Tensor:
         if importance is None:
             raise ValueError(
                 f"rule {self.name!r} scores its running average, got importance=None (no step was taken yet)"
             )
-        return importance
+        return importance.detach()
 
-
-def average_(state: Tensor, value: Tensor, alpha: float) -> None:
-    """``state += alpha * (value - state)`` in place, in the state's dtype."""
-    state.lerp_(value.to(state.dtype), alpha)
+    def _named(self, states: Mapping[str, Tensor]) -> list[Tensor]:
+        """The tensors of ``states`` and ``reads``, in fp32."""
+        names = (*self.states, *self.reads)
+        missing = [name for name in names if name not in states]
+        if missing:
+            raise ValueError(f"rule {self.name!r} scores {names}, got {tuple(sorted(states))}")
+        return [states[name].detach().to(torch.float32) for name in names]
 
 
 def parse_averaging(averaging: str) -> tuple[str, float]:
@@ -137,6 +176,20 @@ def alpha(averaging: str, t: int, beta: float = 0.99) -> float:
         # expm1 and log keep the digits that 1 - beta**t loses for beta close to 1
         return (1.0 - beta) / -math.expm1(t * math.log(beta))
     return float(t) ** exponent / _power_sum(exponent, t)
+
+
+def averaged_step(t: int, start: int = 1) -> int:
+    """Number of step ``t`` in an average whose first value is that of step ``start``; 0 before: nothing to average.
+
+    ``max(t - start + 1, 0)``, the ``t`` of ``alpha``. The average over the last L of T steps starts at ``T - L + 1``.
+
+    Example:
+        >>> from evoprune_kernels.importance import averaged_step
+        >>> [averaged_step(t, start=3) for t in (1, 2, 3, 4)]
+        [0, 0, 1, 2]
+    """
+    check(t >= 1 and start >= 1, f"expected t >= 1 and start >= 1, got {t} and {start}")
+    return max(t - start + 1, 0)
 
 
 def _power_sum(exponent: float, t: int) -> float:

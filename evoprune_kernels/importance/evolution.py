@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from evoprune_kernels.importance.base import Rule, average_, magnitude_score
+from evoprune_kernels.importance.base import Rule, magnitude_score
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,19 @@ class Evolution(Rule):
         >>> rule, average = get_rule("evolution"), torch.zeros(2)
         >>> for t, w in enumerate([[1.0, 1.0], [1.0, -1.0]], 1):
         ...     w = torch.tensor(w)
-        ...     rule.update(average, old=w, new=w, grad=w, alpha=alpha("mean", t))
+        ...     rule.update(average, weight=w, grad=w, alpha=alpha("mean", t))
         >>> rule.score(average, w)
         tensor([1., 0.])
     """
 
     name: str = "evolution"
     has_state: bool = True
+    kernel: str = "evolution"
 
-    def update(
-        self, importance: Tensor, *, old: Tensor, new: Tensor, grad: Tensor, alpha: float
-    ) -> None:
-        """``importance += alpha * (new - importance)``."""
-        average_(importance, new, alpha)
+    def value(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """``weight``."""
+        return weight
 
-    def score(self, importance: Tensor | None, weight: Tensor) -> Tensor:
+    def score(self, importance: Tensor | None, weight: Tensor, **states: Tensor) -> Tensor:
         """``|importance|``."""
-        return magnitude_score(self._state(importance))
+        return magnitude_score(self._importance(importance))

@@ -26,11 +26,6 @@ class Magnitude(Rule):
     name: str = "magnitude"
     has_state: bool = False
 
-    def update(
-        self, importance: Tensor, *, old: Tensor, new: Tensor, grad: Tensor, alpha: float
-    ) -> None:
-        """Nothing to keep."""
-
-    def score(self, importance: Tensor | None, weight: Tensor) -> Tensor:
+    def score(self, importance: Tensor | None, weight: Tensor, **states: Tensor) -> Tensor:
         """``|weight|``."""
         return magnitude_score(weight)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from evoprune_kernels.importance.base import Rule, average_
+from evoprune_kernels.importance.base import Rule
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,21 @@ class Taylor(Rule):
         >>> import torch
         >>> from evoprune_kernels.importance import get_rule
         >>> rule, average, w = get_rule("taylor"), torch.zeros(2), torch.tensor([2.0, -1.0])
-        >>> rule.update(average, old=w, new=w, grad=torch.tensor([0.5, 3.0]), alpha=1.0)
+        >>> rule.update(average, weight=w, grad=torch.tensor([0.5, 3.0]), alpha=1.0)
         >>> rule.score(average, w)
         tensor([1., 3.])
     """
 
     name: str = "taylor"
     has_state: bool = True
+    kernel: str = "taylor"
+    default_point: str = "pre"
+    uses_gradient: bool = True
 
-    def update(
-        self, importance: Tensor, *, old: Tensor, new: Tensor, grad: Tensor, alpha: float
-    ) -> None:
-        """``importance += alpha * (|old * grad| - importance)``."""
-        average_(importance, (old.to(importance.dtype) * grad.to(importance.dtype)).abs(), alpha)
+    def value(self, weight: Tensor, grad: Tensor) -> Tensor:
+        """``|weight * grad|``."""
+        return (weight * grad).abs()
 
-    def score(self, importance: Tensor | None, weight: Tensor) -> Tensor:
+    def score(self, importance: Tensor | None, weight: Tensor, **states: Tensor) -> Tensor:
         """``importance``."""
-        return self._state(importance).detach()
+        return self._importance(importance)

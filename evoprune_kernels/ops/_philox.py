@@ -12,8 +12,11 @@ from torch import Tensor
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEYS = (0x9E3779B9, 0xBB67AE85)
-#: what is rounded -> (word of the element, half of the word)
-SLOTS = {"param": (0, 0), "first": (0, 1), "second": (1, 0), "largest": (1, 1)}
+#: what is rounded -> (block of random bits, word of the element, half of the word)
+SLOTS = {
+    "param": (0, 0, 0), "first": (0, 0, 1), "second": (0, 1, 0), "largest": (0, 1, 1),
+    "importance": (1, 0, 0),
+}  # fmt: skip
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, ...]:
@@ -33,16 +36,24 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
     return c0, c1, c2, c3
 
 
-def step_random(like: Tensor, *, seed: int, tensor: int, step: int) -> dict[str, Tensor]:
-    """16 random bits for each element of ``like`` and each of ``SLOTS``, as int32 tensors of its shape."""
+def step_random(
+    like: Tensor, *, seed: int, tensor: int, step: int, slot: str = "param"
+) -> dict[str, Tensor]:
+    """16 random bits for each element of ``like`` and each of ``SLOTS`` in the block of ``slot``.
+
+    int32 tensors of the shape of ``like``.
+    """
+    block = SLOTS[slot][0]
     pairs = torch.arange((like.numel() + 1) // 2, device=like.device)
     fixed = torch.zeros_like(pairs)
-    words = philox((pairs & _LOW, pairs >> 32, fixed + tensor, fixed + (step & _LOW)), seed)
+    high = pairs >> 32 | block << 31  # no tensor has 2^64 elements: the highest bit is free
+    words = philox((pairs & _LOW, high, fixed + tensor, fixed + (step & _LOW)), seed)
     # [pairs, 2 elements, 2 words] -> [elements, 2 words]
     each = torch.stack(words, dim=1).view(-1, 2)[: like.numel()]
     return {
         name: (each[:, word] >> 16 * half & 0xFFFF).to(torch.int32).view(like.shape)
-        for name, (word, half) in SLOTS.items()
+        for name, (where, word, half) in SLOTS.items()
+        if where == block
     }
 
 

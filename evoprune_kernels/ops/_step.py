@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check
-from evoprune_kernels.importance import RULES
+from evoprune_kernels.importance import KERNEL_RULES
 from evoprune_kernels.ops import _philox
 
-NO_RULE = "none"
+#: rules without a state: the fused step has nothing to do for them
+STATELESS = ("none", "magnitude")
+RULE_NAMES = (*STATELESS, *KERNEL_RULES)
+POINTS = ("pre", "post")
 #: dtypes of parameters that the kernels take; the reference takes every floating one
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -32,17 +36,42 @@ def check_lists(
         )
 
 
-def check_rule(
-    rule: str, alpha: float, params: Sequence[Tensor], importances: Sequence[Tensor]
-) -> None:
-    """Raise ``ValueError`` unless the rule is known and has the state it needs."""
-    names = (NO_RULE, *RULES)
-    check(rule in names, f"expected rule in {names}, got {rule!r}")
+def check_options(
+    params: Sequence[Tensor], importances: Sequence[Tensor], masks: Sequence[Tensor], *,
+    rule: str, point: str, alpha: float, sparse_decay: float,
+) -> None:  # fmt: skip
+    """Raise ``ValueError`` unless the options are known and in range, and have the tensors they need."""
+    check(rule in RULE_NAMES, f"expected rule in {RULE_NAMES}, got {rule!r}")
+    check(point in ("", *POINTS), f"expected point in {POINTS} or '', got {point!r}")
     check(0 <= alpha <= 1, f"expected 0 <= alpha <= 1, got {alpha}")
     if keeps_state(rule) and len(importances) != len(params):
         raise ValueError(
             f"rule {rule!r} needs {len(params)} importances, one a parameter, got {len(importances)}"
         )
+    finite = 0 <= sparse_decay < math.inf
+    check(finite, f"expected sparse_decay >= 0 and finite, got {sparse_decay}")
+    check(
+        sparse_decay == 0 or len(masks) == len(params),
+        f"sparse_decay={sparse_decay} needs {len(params)} masks, one a parameter, got {len(masks)}",
+    )
+
+
+def check_importances(importances: Sequence[Tensor], seed: int | None) -> None:
+    """Raise ``ValueError`` unless every state can hold a running average.
+
+    Rounded to nearest, bf16 loses it: late in training ``alpha * (x - avg)`` is below half a unit in its last place,
+    and the average stops where it is. With a seed it is rounded randomly, and moves on average.
+    """
+    for i, importance in enumerate(importances):
+        if importance.dtype == torch.bfloat16 and seed is None:
+            raise ValueError(
+                f"importances[{i}] is torch.bfloat16, which needs a seed (rounded to nearest, a running average in it"
+                " stops moving), got seed=None"
+            )
+        if importance.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+            raise ValueError(
+                f"expected importances[{i}] of torch.float32, or torch.bfloat16 with a seed, got {importance.dtype}"
+            )
 
 
 def check_shapes(params: Sequence[Tensor], **lists: Sequence[Tensor]) -> None:
@@ -55,8 +84,9 @@ def check_shapes(params: Sequence[Tensor], **lists: Sequence[Tensor]) -> None:
                 )
 
 
-def check_steps(steps: Sequence[Tensor]) -> None:
-    """Raise ``ValueError`` unless every step is one fp32 number."""
+def check_states(steps: Sequence[Tensor], importances: Sequence[Tensor], seed: int | None) -> None:
+    """Raise ``ValueError`` unless every step is one fp32 number and every importance can hold a running average."""
+    check_importances(importances, seed)
     for i, step in enumerate(steps):
         if step.numel() != 1 or step.dtype != torch.float32:
             raise ValueError(
@@ -66,7 +96,16 @@ def check_steps(steps: Sequence[Tensor]) -> None:
 
 def keeps_state(rule: str) -> bool:
     """Whether the op has an importance to update."""
-    return rule != NO_RULE and RULES[rule].has_state
+    return rule in KERNEL_RULES
+
+
+def weight_seen(rule: str, point: str) -> str:
+    """Which weight the importance looks at, as csrc/core/step_rule.h has it: "before", "updated" or "stored"."""
+    if not keeps_state(rule):
+        return "stored"
+    if (point or KERNEL_RULES[rule].default_point) == "pre":
+        return "before"
+    return "updated" if KERNEL_RULES[rule].uses_gradient else "stored"
 
 
 def kernel_fits(params: Sequence[Tensor]) -> bool:
@@ -74,9 +113,15 @@ def kernel_fits(params: Sequence[Tensor]) -> bool:
     return all(p.dtype in KERNEL_DTYPES for p in params)
 
 
-def reference_instead(params: Sequence[Tensor], seed: int | None) -> bool:
+def reference_instead(
+    params: Sequence[Tensor], importances: Sequence[Tensor], seed: int | None
+) -> bool:
     """Whether the call is for the reference: other dtypes than the kernels', or a seed, which the CPU kernels lack."""
-    return not kernel_fits(params) or (seed is not None and all(p.is_cpu for p in params))
+    return (
+        not kernel_fits(params)
+        or any(t.dtype != torch.float32 for t in importances)
+        or (seed is not None and all(p.is_cpu for p in params))
+    )
 
 
 def skipped(found_inf: Tensor | None) -> bool:
@@ -89,38 +134,57 @@ def math_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def unscaled_gradient(grad: Tensor, param: Tensor, grad_scale: Tensor | None) -> Tensor:
-    """``grad / grad_scale`` in the dtype of the math, also written back to ``grad``."""
+def get_gradient(grad: Tensor, param: Tensor, grad_scale: Tensor | None, maximize: bool) -> Tensor:
+    """``grad / grad_scale`` in the dtype of the math, also written back to ``grad``; negated to ``maximize``."""
     g = grad.to(math_dtype(param))
     if grad_scale is not None:
         g = g / grad_scale.to(g.dtype).reshape(())  # one element of any shape
         grad.copy_(g)
-    return g
+    return -g if maximize else g
+
+
+def decay_masked(g: Tensor, param: Tensor, mask: Tensor | None, sparse_decay: float) -> Tensor:
+    """What the moments see of a gradient: ``g + sparse_decay * w`` where the mask is False."""
+    if sparse_decay == 0 or mask is None:
+        return g
+    return torch.where(mask, g, g + sparse_decay * param.to(g.dtype))
 
 
 class Rounding:
     """How results are stored: nearest even, or, in bf16 tensors and with a seed, randomly (``_philox``)."""
 
-    def __init__(self, param: Tensor, seed: int | None, tensor: int, step: float) -> None:
-        self._random: Mapping[str, Tensor] | None = None
-        if seed is not None and param.dtype == torch.bfloat16:
-            self._random = _philox.step_random(param, seed=seed, tensor=tensor, step=int(step))
+    def __init__(self, seed: int | None, tensor: int, step: float) -> None:
+        self._seed, self._tensor, self._step = seed, tensor, int(step)
+        self._random: dict[str, Tensor] = {}
 
     def store(self, slot: str, target: Tensor, value: Tensor) -> None:
         """Write ``value`` to ``target``, one of ``_philox.SLOTS``."""
-        if self._random is not None and target.dtype == torch.bfloat16:
+        if self._seed is not None and target.dtype == torch.bfloat16:
+            if slot not in self._random:
+                self._random |= _philox.step_random(
+                    target, seed=self._seed, tensor=self._tensor, step=self._step, slot=slot
+                )
             value = _philox.round_randomly_to_bf16(value, self._random[slot])
         target.copy_(value)
 
 
 def write_weight(
-    param: Tensor, new: Tensor, gradient: Tensor, *, mask: Tensor | None, importance: Tensor | None,
-    rule: str, alpha: float, rounding: Rounding,
+    param: Tensor, new: Tensor, gradient: Tensor, *, mask: Tensor | None, sparse_decay: float,
+    importance: Tensor | None, rule: str, point: str, alpha: float, rounding: Rounding,
 ) -> None:  # fmt: skip
-    """Store the new weight, +0.0 where the mask is False, and advance the importance."""
-    old = param.to(gradient.dtype, copy=True)
+    """Store the new weight, +0.0 where the mask is False (unless it decays), and advance the importance."""
+    averages = importance is not None and keeps_state(rule)
+    seen = weight_seen(rule, point) if averages else "stored"
+    weight = param
+    if seen == "before":
+        weight = param.clone()
     rounding.store("param", param, new)
-    if mask is not None:
+    if seen == "updated":
+        weight = param.clone()
+    if mask is not None and sparse_decay == 0:
         param.masked_fill_(~mask, 0.0)
-    if importance is not None and keeps_state(rule):
-        RULES[rule].update(importance, old=old, new=param, grad=gradient, alpha=alpha)
+    if averages and importance is not None:
+        state = importance.to(torch.promote_types(importance.dtype, torch.float32))
+        KERNEL_RULES[rule].update(state, weight=weight, grad=gradient, alpha=alpha)
+        if state is not importance:
+            rounding.store("importance", importance, state)

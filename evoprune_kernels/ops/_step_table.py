@@ -65,6 +65,13 @@ def tables(lists: Lists, numbers: Sequence[float]) -> list[Table]:
     return found
 
 
+def use_of_masks(lists: Lists, sparse_decay: float) -> str:
+    """What a mask does that is False: "zero" the weight, or let it "decay"; "none" where there are no masks."""
+    if not lists[6]:
+        return "none"
+    return "decay" if sparse_decay else "zero"
+
+
 def advance_empty(lists: Lists, found_inf: Tensor | None) -> None:
     """Count the step of every parameter without elements: no chunk is theirs."""
     for param, step in zip(lists[0], lists[-1], strict=True):

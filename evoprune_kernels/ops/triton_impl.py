@@ -116,13 +116,17 @@ def average(state, value, factor, FROM_STATE: tl.constexpr):
 
 
 @triton.jit
-def importance_value(old, new, gradient, RULE: tl.constexpr):
-    """What a rule averages; the rules are those of ``evoprune_kernels.importance`` that keep a state."""
-    if RULE == "taylor":
-        value = tl.abs(old * gradient)
+def importance_value(weight, gradient, RULE: tl.constexpr):
+    """What a rule averages; the rules are ``importance.KERNEL_RULES``."""
+    if RULE == "evolution":
+        value = weight
+    elif RULE == "evolution_abs":
+        value = tl.abs(weight)
+    elif RULE == "taylor":
+        value = tl.abs(weight * gradient)
     else:
-        tl.static_assert(RULE == "evolution")
-        value = new
+        tl.static_assert(RULE == "movement")
+        value = -(weight * gradient)
     return value
 
 
@@ -137,18 +141,45 @@ def get_gradient(grad_ptr, at, inside, sign, scale_ptr, HAS_SCALE: tl.constexpr)
 
 
 @triton.jit
+def get_mask(row_ptr, at, inside, ALIGNED: tl.constexpr):
+    """Whether a weight is kept."""
+    mask_ptr = tensor_at(row_ptr, 6, tl.int8, ALIGNED)
+    return tl.load(mask_ptr + at, mask=inside, other=0) != 0
+
+
+@triton.jit
+def decay_masked(
+    row_ptr, at, inside, old, gradient, sparse_decay, MASKS: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """What the moments see of the gradient: masked weights decay towards zero, where masks say so."""
+    if MASKS == "decay":
+        kept = get_mask(row_ptr, at, inside, ALIGNED)
+        gradient = tl.where(kept, gradient, gradient + sparse_decay * old)
+    return gradient
+
+
+@triton.jit
 def put_weight(
     row_ptr, param_ptr, at, inside, old, new, gradient, factor,
-    HAS_MASK: tl.constexpr, RULE: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
+    MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr, FROM_STATE: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Stores the new weight, +0.0 where the mask is False, and advances the importance."""
-    if HAS_MASK:
-        mask_ptr = tensor_at(row_ptr, 6, tl.int8, ALIGNED)
-        new = tl.where(tl.load(mask_ptr + at, mask=inside, other=0) != 0, new, 0.0)
-    stored = new.to(param_ptr.dtype.element_ty)
+    """Stores the new weight, +0.0 where masks prune it, and advances the importance of the weight that it has SEEN."""
+    updated = new.to(param_ptr.dtype.element_ty)
+    stored = updated
+    if MASKS == "zero":
+        stored = tl.where(get_mask(row_ptr, at, inside, ALIGNED), updated, 0.0)
+    stored = stored.to(param_ptr.dtype.element_ty)
     tl.store(param_ptr + at, stored, mask=inside)
     if RULE != "none":
         state_ptr = tensor_at(row_ptr, 5, tl.float32, ALIGNED) + at
         state = tl.load(state_ptr, mask=inside, other=0.0)
-        value = importance_value(old, stored.to(tl.float32), gradient, RULE)
+        if SEEN == "before":
+            weight = old
+        elif SEEN == "updated":
+            weight = updated.to(tl.float32)
+        else:
+            tl.static_assert(SEEN == "stored")
+            weight = stored.to(tl.float32)
+        value = importance_value(weight, gradient, RULE)
         tl.store(state_ptr, average(state, value, factor, FROM_STATE), mask=inside)

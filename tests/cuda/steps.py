@@ -8,7 +8,6 @@ from torch import Tensor
 
 from tests.ops.steps import SHAPES, Problem
 
-RULES = ("none", "magnitude", "evolution", "taylor")
 #: sizes around vectors of four, a warp, a block's turn and a chunk
 SIZES = [*SHAPES, (130,), (4095,), (4096,), (4101,)]
 #: (parameters, state)

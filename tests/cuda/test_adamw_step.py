@@ -10,7 +10,6 @@ from evoprune_kernels.importance import alpha as alpha_of
 from evoprune_kernels.ops.adamw_step.reference import adamw_step_reference
 from tests.cuda.steps import (
     LISTS,
-    RULES,
     each_dtype,
     flat,
     footprint,
@@ -19,7 +18,7 @@ from tests.cuda.steps import (
     unaligned,
     with_gaps,
 )
-from tests.ops.steps import Problem, same_bits
+from tests.ops.steps import RULES, Problem, same_bits
 from tests.ops.test_adamw_step import BASE, arguments, oracle
 from tests.tolerance import assert_accurate
 

@@ -9,7 +9,6 @@ from evoprune_kernels import _ext, ops
 from evoprune_kernels.importance import alpha as alpha_of
 from evoprune_kernels.ops.sgd_step.reference import sgd_step_reference
 from tests.cuda.steps import (
-    RULES,
     each_dtype,
     flat,
     footprint,
@@ -18,7 +17,7 @@ from tests.cuda.steps import (
     unaligned,
     with_gaps,
 )
-from tests.ops.steps import Problem, same_bits
+from tests.ops.steps import RULES, Problem, same_bits
 from tests.ops.test_sgd_step import BASE, VARIANTS, arguments, oracle, uninitialised
 from tests.tolerance import assert_accurate
 

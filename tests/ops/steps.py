@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -58,6 +59,12 @@ class Problem:
             wide(self.importances), self.masks, wide(self.steps), wide(self.grads),
         )  # fmt: skip
 
+    def double_for_ops(self) -> Problem:
+        """The same in fp64 as the ops take it: steps are fp32."""
+        twin = self.double()
+        twin.steps = [s.clone() for s in self.steps]
+        return twin
+
     def copy(self) -> Problem:
         return copy.deepcopy(self)
 
@@ -75,12 +82,61 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
     )  # fmt: skip
 
 
+#: what the ops take as ``rule``
+RULES = ("none", "magnitude", "evolution", "evolution_abs", "taylor", "movement")
+#: rules with a state, and where they look by default
+POINT_OF = {"evolution": "post", "evolution_abs": "post", "taylor": "pre", "movement": "pre"}
+#: what they average
+VALUES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "evolution": lambda w, g: w.clone(),
+    "evolution_abs": lambda w, g: w.abs(),
+    "taylor": lambda w, g: (w * g).abs(),
+    "movement": lambda w, g: -(w * g),
+}
+
+
+def weights_seen(
+    step: Callable[..., None], before: Problem, after: Problem, rule: str, point: str
+) -> list[Tensor]:
+    """The weights that an importance looks at: with "post" and a product, those of a step without masks."""
+    if point == "pre":
+        return before.params
+    if rule.startswith("evolution"):
+        return after.params
+    dense = before.copy()
+    dense.masks, dense.importances = [], []
+    step(dense)
+    return dense.params
+
+
+def assert_the_point(step: Callable[..., None], p: Problem, rule: str, point: str) -> None:
+    """With alpha 1 the importance is the value of one weight, to the bit; ``step(problem, **options)``."""
+    before = p.copy()
+    step(p, rule=rule, alpha=1.0, point=point)
+    weights = weights_seen(step, before, p, rule, point)
+    expected = [VALUES[rule](w.float(), g.float()) for w, g in zip(weights, p.grads, strict=True)]
+    assert same_bits(p.importances, expected)
+
+
+def decayed(problem: Problem, i: int, g: Tensor, sparse_decay: float) -> Tensor:
+    """The oracle's gradient for the moments, in fp64."""
+    if sparse_decay == 0:
+        return g
+    return g + sparse_decay * problem.params[i] * (~problem.masks[i]).double()
+
+
 def update_importance_and_mask(
-    problem: Problem, i: int, old: Tensor, g: Tensor, rule: str, alpha: float
-) -> None:
+    problem: Problem, i: int, old: Tensor, g: Tensor, rule: str, alpha: float, point: str = "",
+    sparse_decay: float = 0.0,
+) -> None:  # fmt: skip
     """The last part of the oracle's step, in fp64."""
-    if problem.masks:
-        problem.params[i] = torch.where(problem.masks[i], problem.params[i], 0.0)
-    value = {"evolution": problem.params[i], "taylor": (old * g).abs()}.get(rule)
+    new = problem.params[i]
+    if problem.masks and sparse_decay == 0:
+        problem.params[i] = torch.where(problem.masks[i], new, 0.0)
+    post = (point or POINT_OF.get(rule)) == "post"
+    w, seen = new if post else old, problem.params[i] if post else old
+    value = {
+        "evolution": seen, "evolution_abs": seen.abs(), "taylor": (w * g).abs(), "movement": -w * g,
+    }.get(rule)  # fmt: skip
     if value is not None:
         problem.importances[i] = (1 - alpha) * problem.importances[i] + alpha * value

@@ -9,10 +9,9 @@ from torch import Tensor
 from evoprune_kernels import _ext, ops
 from evoprune_kernels.importance import alpha as alpha_of
 from evoprune_kernels.ops.adamw_step import OP, OP_TENSOR_LR
-from tests.ops.steps import SHAPES, Problem, same_bits, update_importance_and_mask
+from tests.ops.steps import RULES, SHAPES, Problem, decayed, same_bits, update_importance_and_mask
 from tests.tolerance import assert_accurate
 
-RULES = ("none", "magnitude", "evolution", "taylor")
 BASE = {"lr": 0.01, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
 
 
@@ -25,12 +24,13 @@ def step(p: Problem, impl=None, **kwargs) -> None:
 
 
 def oracle(p: Problem, *, lr, beta1, beta2, eps, weight_decay, amsgrad=False, maximize=False,
-           rule="none", alpha=0.0) -> None:  # fmt: skip
+           rule="none", alpha=0.0, point="", sparse_decay=0.0) -> None:  # fmt: skip
     """One step in fp64, written from the formulas."""
     for i, w in enumerate(p.params):
         p.steps[i] = p.steps[i] + 1
         t = p.steps[i]
-        g = -p.grads[i] if maximize else p.grads[i]
+        gradient = -p.grads[i] if maximize else p.grads[i]
+        g = decayed(p, i, gradient, sparse_decay)
         p.first[i] = beta1 * p.first[i] + (1 - beta1) * g
         p.second[i] = beta2 * p.second[i] + (1 - beta2) * g**2
         v = p.second[i]
@@ -38,7 +38,7 @@ def oracle(p: Problem, *, lr, beta1, beta2, eps, weight_decay, amsgrad=False, ma
             v = p.largest[i] = torch.maximum(p.largest[i], v)
         m_hat, v_hat = p.first[i] / (1 - beta1**t), v / (1 - beta2**t)
         p.params[i] = w - lr * weight_decay * w - lr * m_hat / (v_hat.sqrt() + eps)
-        update_importance_and_mask(p, i, w, g, rule, alpha)
+        update_importance_and_mask(p, i, w, gradient, rule, alpha, point, sparse_decay)
 
 
 def flat(tensors: list[Tensor]) -> Tensor:

@@ -9,10 +9,9 @@ from torch import Tensor
 from evoprune_kernels import _ext, ops
 from evoprune_kernels.importance import alpha as alpha_of
 from evoprune_kernels.ops.sgd_step import OP, OP_TENSOR_LR
-from tests.ops.steps import Problem, same_bits, update_importance_and_mask
+from tests.ops.steps import RULES, Problem, decayed, same_bits, update_importance_and_mask
 from tests.tolerance import assert_accurate
 
-RULES = ("none", "magnitude", "evolution", "taylor")
 BASE = {"lr": 0.05, "momentum": 0.9, "dampening": 0.0, "weight_decay": 0.1}
 VARIANTS = {
     "plain": {"momentum": 0.0, "weight_decay": 0.0},
@@ -32,17 +31,18 @@ def step(p: Problem, impl=None, **kwargs) -> None:
 
 
 def oracle(p: Problem, *, lr, momentum, dampening, weight_decay, nesterov=False, maximize=False,
-           rule="none", alpha=0.0) -> None:  # fmt: skip
+           rule="none", alpha=0.0, point="", sparse_decay=0.0) -> None:  # fmt: skip
     """One step in fp64, written from the formulas."""
     for i, w in enumerate(p.params):
-        g = -p.grads[i] if maximize else p.grads[i]
+        gradient = -p.grads[i] if maximize else p.grads[i]
+        g = decayed(p, i, gradient, sparse_decay)
         d = g + weight_decay * w
         if momentum:
             b = p.first[i] = d if p.steps[i] == 0 else momentum * p.first[i] + (1 - dampening) * d
             d = d + momentum * b if nesterov else b
         p.steps[i] = p.steps[i] + 1
         p.params[i] = w - lr * d
-        update_importance_and_mask(p, i, w, g, rule, alpha)
+        update_importance_and_mask(p, i, w, gradient, rule, alpha, point, sparse_decay)
 
 
 def flat(tensors: list[Tensor]) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
+from evoprune_kernels.ops import _triton
 from evoprune_kernels.ops.sgd_step.reference import sgd_step_reference
-from tests.ops.steps import Problem, same_bits
+from tests.ops.steps import POINT_OF, Problem, assert_the_point, same_bits
 from tests.ops.test_sgd_step import BASE, arguments, flat, oracle, uninitialised
 from tests.tolerance import assert_accurate
 
@@ -17,6 +20,9 @@ VARIANTS = {
     "dampening": {"dampening": 0.3, "rule": "evolution", "alpha": 0.3},
     "nesterov": {"nesterov": True, "rule": "taylor", "alpha": 0.8},
     "maximize": {"maximize": True, "rule": "magnitude"},
+    "abs": {"rule": "evolution_abs", "alpha": 0.3, "point": "pre"},
+    "platon": {"rule": "taylor", "alpha": 0.3, "point": "post", "momentum": 0.0},
+    "movement": {"rule": "movement", "alpha": 0.8, "sparse_decay": 0.2},
 }
 
 
@@ -42,6 +48,32 @@ def test_steps_against_fp64(run, variant, dtype, state):
             if name != "first" or options["momentum"]:
                 assert_accurate(*(flat(getattr(p, name)) for p in (ours, truth, theirs)))
         assert same_bits(ours.steps, theirs.steps)
+
+
+@pytest.mark.parametrize("rule", POINT_OF)
+@pytest.mark.parametrize("point", ["pre", "post"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_point_bitwise(run, rule, point, dtype):
+    p = Problem.make([(33,), (3, 41)], dtype)
+    p.draw_gradients(3)
+    assert_the_point(functools.partial(step, run), p, rule, point)
+
+
+def test_wrong_options_launch_nothing(run):
+    p = Problem.make([(33,)])
+    p.draw_gradients(0)
+    before = p.copy()
+    for options, message in (
+        ({"rule": "fisher"}, "'movement'.*got 'fisher'"),
+        ({"point": "mid"}, "got 'mid'"),
+        ({"sparse_decay": -1.0}, r"got -1\.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            step(run, p, **options)
+    p.importances = [t.bfloat16() for t in p.importances]
+    _, unfit = _triton.implementation("sgd_step_")
+    assert "got torch.bfloat16" in unfit(*arguments(p), **{**BASE, **DEFAULTS})
+    assert same_bits(p.params, before.params)
 
 
 def test_the_scaler_and_a_tensor_lr(run):
@@ -82,7 +114,9 @@ def test_no_spills(no_spills, dtype):
         **BASE,
         nesterov=True,
         maximize=False,
-        rule="taylor",
+        rule="movement",
         alpha=0.3,
+        point="post",
+        sparse_decay=0.1,
         **scaler,
     )

@@ -19,7 +19,8 @@ _LISTS = (
 )
 _SCALARS = (
     "float beta1, float beta2, float eps, float weight_decay, bool amsgrad, bool maximize, "
-    "str rule, float alpha, Tensor? grad_scale=None, Tensor? found_inf=None, int? seed=None"
+    "str rule, float alpha, Tensor? grad_scale=None, Tensor? found_inf=None, int? seed=None, "
+    "str point='', float sparse_decay=0.0"
 )
 
 
@@ -61,15 +62,17 @@ def adamw_step_(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     seed: int | None = None,
+    point: str = "",
+    sparse_decay: float = 0.0,
     impl: str | None = None,
 ) -> None:
     """AdamW step, importance update and mask of every parameter, in place.
 
-    ``g = grad / grad_scale``, ``-g`` if ``maximize``; ``step += 1``;
+    ``g = grad / grad_scale``, ``-g`` if ``maximize``; ``g += sparse_decay * w where not mask``; ``step += 1``;
     ``m = lerp(m, g, 1 - beta1)``; ``v = beta2 * v + (1 - beta2) * g**2``; ``u = max(u, v)`` if ``amsgrad`` else ``v``;
     ``w' = (1 - lr * weight_decay) * w - lr / (1 - beta1**step) * m / (sqrt(u) / sqrt(1 - beta2**step) + eps)``;
-    ``w' = 0 where not mask``; ``importance += alpha * (x - importance)``;
-    ``x = w'`` (evolution) or ``|w * g|`` (taylor)
+    ``w' = 0 where not mask`` without ``sparse_decay``; ``importance += alpha * (x - importance)``;
+    ``x = w'`` (evolution), ``|w'|`` (evolution_abs), ``|w * grad|`` (taylor) or ``-w * grad`` (movement)
 
     Args:
         params: weights, fp32 or bf16 (the reference: any floating dtype), of any shapes and strides.
@@ -77,7 +80,7 @@ def adamw_step_(
         exp_avgs: first moments m, fp32 or the parameter's dtype, zero before the first step.
         exp_avg_sqs: second moments v, of the dtype of ``exp_avgs``.
         max_exp_avg_sqs: largest v so far, with ``amsgrad``; else an empty list.
-        importances: fp32 running averages of the rule; an empty list where the rule keeps none.
+        importances: fp32 running averages of the rule; an empty list where the rule keeps none. With a seed also bf16.
         masks: torch.bool, True = keep; an empty list: no masks. Moments and importance also move where False.
         steps: how many steps each parameter took, 0-dim fp32; increased by one.
         lr: learning rate, a number or a one-element tensor.
@@ -87,17 +90,23 @@ def adamw_step_(
         weight_decay: decoupled weight decay, a fraction of lr.
         amsgrad: use the largest second moment so far.
         maximize: climb the gradient.
-        rule: "none", "magnitude", "evolution" or "taylor".
+        rule: "none", "magnitude", "evolution", "evolution_abs", "taylor" or "movement".
         alpha: share of this step in the importance, 0 to 1, from ``importance.alpha``.
         grad_scale: one element; gradients are divided by it.
         found_inf: one element; when it is not 0, nothing at all changes.
         seed: None: bf16 results are rounded to nearest. A number: weights and moments in bf16 are rounded randomly,
             up with the probability of what is cut off, so that small changes add up instead of being lost. Give the
             same seed again and again: the number of the step is mixed in. fp32 and unscaled gradients are not affected.
+        point: which w the importance looks at, "pre" or "post" the step; "" is the rule's own choice, "post" for the
+            evolutions and "pre" for taylor and movement. "post" is the weight as stored, and with taylor and movement
+            the weight before the mask zeroes it, rounded as stored (``importance.Rule``).
+        sparse_decay: 0: masked weights are zero. More: they are not, but decay: ``g += sparse_decay * w`` where not
+            mask, before the moments (the importance is of g without it). Needs masks.
         impl: insist on an implementation (``"cuda"``, ``"cpu"`` or ``"reference"``).
 
     Raises:
-        ValueError: if a list has the wrong length, or the rule or alpha is out of range.
+        ValueError: if a list has the wrong length, an option is unknown or out of range, ``sparse_decay`` has no
+            masks, or importances are bf16 without a seed.
         RuntimeError: if shapes, dtypes or devices do not match, a written tensor overlaps itself, or ``impl="cpu"`` is
             given a seed.
 
@@ -106,13 +115,16 @@ def adamw_step_(
         +0.0, also where the step gives NaN. Deterministic: every element is computed on its own, so the
         number of threads cannot change it. Dense tensors that share their strides are stepped in place,
         others through a contiguous copy. fp16 and fp64 parameters take the reference. So do CPU tensors with a
-        seed, since the kernels there round to nearest only. With a seed the random bits are those of Philox 4x32-10,
-        counted by the seed, the step, the index of the tensor in the list and that of the element in the tensor: they
-        depend on neither device nor layout. On CUDA nothing waits for the device: steps, a tensor lr, grad_scale and
-        found_inf are read there; steps on the CPU are taken too, but then found_inf has to be waited for.
+        seed, since the kernels there round to nearest only, and importances in bf16, since all kernels keep fp32.
+        With a seed the random bits are those of Philox 4x32-10, counted by the seed, the step, the index of the tensor
+        in the list and that of the element in the tensor: they depend on neither device nor layout. On CUDA nothing
+        waits for the device: steps, a tensor lr, grad_scale and found_inf are read there; steps on the CPU are taken
+        too, but then found_inf has to be waited for.
 
     Source:
-        Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+        Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019; rules:
+        ``evoprune_kernels.importance``; sparse_decay: SR-STE of Zhou et al., "Learning N:M Fine-grained Structured
+        Sparse Neural Networks From Scratch", ICLR 2021, arXiv 2102.04010.
 
     Example:
         >>> import torch
@@ -127,7 +139,9 @@ def adamw_step_(
     _step.check_lists(
         params, required, max_exp_avg_sqs=max_exp_avg_sqs, importances=importances, masks=masks
     )
-    _step.check_rule(rule, alpha, params, importances)
+    _step.check_options(
+        params, importances, masks, rule=rule, point=point, alpha=alpha, sparse_decay=sparse_decay
+    )
     check(
         not amsgrad or len(max_exp_avg_sqs) == len(params),
         f"amsgrad needs {len(params)} max_exp_avg_sqs, one a parameter, got {len(max_exp_avg_sqs)}",
@@ -138,15 +152,15 @@ def adamw_step_(
     if entries is not None:
         torch.ops.evoprune_raw.adamw_step_entries(
             entries.address, entries.count, float(lr), beta1, beta2, eps, weight_decay, maximize,
-            rule, alpha, grad_scale, found_inf,
+            rule, alpha, grad_scale, found_inf, point, sparse_decay,
         )  # fmt: skip
         return
-    if impl is None and _step.reference_instead(params, seed):
+    if impl is None and _step.reference_instead(params, importances, seed):
         impl = "reference"
     op = OP_TENSOR_LR if isinstance(lr, torch.Tensor) else OP
     op(
         params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, importances, masks, steps,
         lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
         maximize=maximize, rule=rule, alpha=alpha, grad_scale=grad_scale, found_inf=found_inf,
-        seed=seed, impl=impl,
+        seed=seed, point=point, sparse_decay=sparse_decay, impl=impl,
     )  # fmt: skip

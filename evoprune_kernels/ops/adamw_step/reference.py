@@ -33,22 +33,28 @@ def adamw_step_reference(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     seed: int | None = None,
+    point: str = "",
+    sparse_decay: float = 0.0,
 ) -> None:
     """One AdamW step of every parameter, with importance and mask; see ``adamw_step_``."""
     _step.check_shapes(
         params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs,
         max_exp_avg_sqs=max_exp_avg_sqs, importances=importances, masks=masks,
     )  # fmt: skip
-    _step.check_steps(steps)
+    _step.check_states(steps, importances, seed)
+    _step.check_options(
+        params, importances, masks, rule=rule, point=point, alpha=alpha, sparse_decay=sparse_decay
+    )
     if _step.skipped(found_inf):
         return
     rate = float(lr)
     for i, param in enumerate(params):
         steps[i].add_(1)
         t = steps[i].item()
-        rounding = _step.Rounding(param, seed, i, t)
-        g = _step.unscaled_gradient(grads[i], param, grad_scale)
-        g = -g if maximize else g
+        rounding = _step.Rounding(seed, i, t)
+        gradient = _step.get_gradient(grads[i], param, grad_scale, maximize)
+        mask = masks[i] if masks else None
+        g = _step.decay_masked(gradient, param, mask, sparse_decay)
         w = param.to(g.dtype)
         if weight_decay != 0:
             w = w * (1 - rate * weight_decay)
@@ -62,7 +68,7 @@ def adamw_step_reference(
         denominator = v.sqrt() / (1 - beta2**t) ** 0.5 + eps
         new = w - (rate / (1 - beta1**t)) * m / denominator
         _step.write_weight(
-            param, new, g, mask=masks[i] if masks else None,
-            importance=importances[i] if importances else None, rule=rule, alpha=alpha,
-            rounding=rounding,
+            param, new, gradient, mask=mask, sparse_decay=sparse_decay,
+            importance=importances[i] if importances else None, rule=rule, point=point,
+            alpha=alpha, rounding=rounding,
         )  # fmt: skip

@@ -30,6 +30,7 @@ from evoprune_kernels.ops.triton_impl import (
     STEP,
     TYPES,
     average,
+    decay_masked,
     find_tensor,
     get_gradient,
     number_at,
@@ -69,9 +70,9 @@ def adamw_prepare_kernel(
 @triton.jit(do_not_specialize=["count"])
 def adamw_step_kernel(
     table_ptr, factors_ptr, scale_ptr, found_ptr, count,
-    moment_factor, beta2, square_weight, eps, sign, alpha_factor,
+    moment_factor, beta2, square_weight, eps, sign, alpha_factor, sparse_decay,
     P: tl.constexpr, S: tl.constexpr, AMSGRAD: tl.constexpr, HAS_SCALE: tl.constexpr,
-    HAS_FOUND: tl.constexpr, HAS_MASK: tl.constexpr, RULE: tl.constexpr,
+    HAS_FOUND: tl.constexpr, MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr,
     MOMENT_FROM_STATE: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -89,8 +90,9 @@ def adamw_step_kernel(
 
     param_ptr = tensor_at(row_ptr, 0, P, ALIGNED)
     grad_ptr = tensor_at(row_ptr, 1, P, ALIGNED)
-    g = get_gradient(grad_ptr, at, inside, sign, scale_ptr, HAS_SCALE)
+    gradient = get_gradient(grad_ptr, at, inside, sign, scale_ptr, HAS_SCALE)
     old = tl.load(param_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    g = decay_masked(row_ptr, at, inside, old, gradient, sparse_decay, MASKS, ALIGNED)
 
     first_ptr = tensor_at(row_ptr, 2, S, ALIGNED) + at
     m = tl.load(first_ptr, mask=inside, other=0.0).to(tl.float32)
@@ -109,8 +111,8 @@ def adamw_step_kernel(
     denominator = tl.div_rn(tl.sqrt_rn(v), root) + eps
     new = old * decay - tl.div_rn(step_size * m, denominator)
     put_weight(
-        row_ptr, param_ptr, at, inside, old, new, g, alpha_factor,
-        HAS_MASK, RULE, FROM_STATE, ALIGNED,
+        row_ptr, param_ptr, at, inside, old, new, gradient, alpha_factor,
+        MASKS, RULE, SEEN, FROM_STATE, ALIGNED,
     )  # fmt: skip
 
 
@@ -127,9 +129,13 @@ def adamw_step_triton(
     *lists: Sequence[Tensor], lr: float | Tensor, beta1: float, beta2: float, eps: float,
     weight_decay: float, amsgrad: bool, maximize: bool, rule: str, alpha: float,
     grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
-    seed: None = None,
+    seed: None = None, point: str = "", sparse_decay: float = 0.0,
 ) -> None:  # fmt: skip
     """As ``adamw_step_reference``; two launches for each combination of dtypes."""
+    _step.check_options(
+        lists[0], lists[-3], lists[-2], rule=rule, point=point, alpha=alpha,
+        sparse_decay=sparse_decay,
+    )  # fmt: skip
     tensor_lr = isinstance(lr, Tensor)
     numbers = (0.0 if isinstance(lr, Tensor) else lr, beta1, beta2, weight_decay)
     flags = {"HAS_FOUND": found_inf is not None, "enable_fp_fusion": True}
@@ -145,10 +151,11 @@ def adamw_step_triton(
         adamw_step_kernel[(table.chunks,)](
             table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
             first_weight if first_weight < 0.5 else first_weight - 1, beta2, 1 - beta2, eps,
-            -1.0 if maximize else 1.0, alpha if alpha < 0.5 else alpha - 1,
+            -1.0 if maximize else 1.0, alpha if alpha < 0.5 else alpha - 1, float(sparse_decay),
             P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], AMSGRAD=amsgrad,
-            HAS_SCALE=grad_scale is not None, HAS_MASK=len(lists[6]) > 0,
-            RULE=rule if _step.keeps_state(rule) else "none", FROM_STATE=alpha < 0.5,
+            HAS_SCALE=grad_scale is not None, MASKS=_step_table.use_of_masks(lists, sparse_decay),
+            RULE=rule if _step.keeps_state(rule) else "none",
+            SEEN=_step.weight_seen(rule, point), FROM_STATE=alpha < 0.5,
             MOMENT_FROM_STATE=first_weight < 0.5, ALIGNED=table.aligned,
             CHUNK=_step_table.CHUNK, **flags,
         )  # fmt: skip

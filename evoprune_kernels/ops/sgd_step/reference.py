@@ -30,21 +30,27 @@ def sgd_step_reference(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
     seed: int | None = None,
+    point: str = "",
+    sparse_decay: float = 0.0,
 ) -> None:
     """One SGD step of every parameter, with importance and mask; see ``sgd_step_``."""
     _step.check_shapes(
         params, grads=grads, momentum_buffers=momentum_buffers, importances=importances, masks=masks
     )
-    _step.check_steps(steps)
+    _step.check_states(steps, importances, seed)
+    _step.check_options(
+        params, importances, masks, rule=rule, point=point, alpha=alpha, sparse_decay=sparse_decay
+    )
     if _step.skipped(found_inf):
         return
     rate = float(lr)
     for i, param in enumerate(params):
         steps[i].add_(1)
         t = steps[i].item()
-        rounding = _step.Rounding(param, seed, i, t)
-        g = _step.unscaled_gradient(grads[i], param, grad_scale)
-        g = -g if maximize else g
+        rounding = _step.Rounding(seed, i, t)
+        gradient = _step.get_gradient(grads[i], param, grad_scale, maximize)
+        mask = masks[i] if masks else None
+        g = _step.decay_masked(gradient, param, mask, sparse_decay)
         w = param.to(g.dtype)
         d = g + weight_decay * w if weight_decay != 0 else g
         if momentum != 0:
@@ -53,7 +59,7 @@ def sgd_step_reference(
             rounding.store("first", momentum_buffers[i], b)
             d = d + momentum * b if nesterov else b
         _step.write_weight(
-            param, w - rate * d, g, mask=masks[i] if masks else None,
-            importance=importances[i] if importances else None, rule=rule, alpha=alpha,
-            rounding=rounding,
+            param, w - rate * d, gradient, mask=mask, sparse_decay=sparse_decay,
+            importance=importances[i] if importances else None, rule=rule, point=point,
+            alpha=alpha, rounding=rounding,
         )  # fmt: skip

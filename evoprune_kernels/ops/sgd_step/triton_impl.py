@@ -29,6 +29,7 @@ from evoprune_kernels.ops.triton_impl import (
     NUMEL,
     STEP,
     TYPES,
+    decay_masked,
     find_tensor,
     get_gradient,
     number_at,
@@ -62,10 +63,10 @@ def sgd_prepare_kernel(
 @triton.jit(do_not_specialize=["count"])
 def sgd_step_kernel(
     table_ptr, factors_ptr, scale_ptr, found_ptr, count,
-    momentum, undamped, decay, sign, alpha_factor,
+    momentum, undamped, decay, sign, alpha_factor, sparse_decay,
     P: tl.constexpr, S: tl.constexpr, HAS_MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
     HAS_DECAY: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND: tl.constexpr,
-    HAS_MASK: tl.constexpr, RULE: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
+    MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
 ):  # fmt: skip
     if HAS_FOUND:  # noqa: SIM102 (a constant: without a scaler nothing is read)
@@ -81,8 +82,9 @@ def sgd_step_kernel(
 
     param_ptr = tensor_at(row_ptr, 0, P, ALIGNED)
     grad_ptr = tensor_at(row_ptr, 1, P, ALIGNED)
-    g = get_gradient(grad_ptr, at, inside, sign, scale_ptr, HAS_SCALE)
+    gradient = get_gradient(grad_ptr, at, inside, sign, scale_ptr, HAS_SCALE)
     old = tl.load(param_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    g = decay_masked(row_ptr, at, inside, old, gradient, sparse_decay, MASKS, ALIGNED)
     d = g
     if HAS_DECAY:
         d = g + decay * old
@@ -94,8 +96,8 @@ def sgd_step_kernel(
         tl.store(buffer_ptr, b.to(S), mask=inside)
         d = d + momentum * b if NESTEROV else b
     put_weight(
-        row_ptr, param_ptr, at, inside, old, old - lr * d, g, alpha_factor,
-        HAS_MASK, RULE, FROM_STATE, ALIGNED,
+        row_ptr, param_ptr, at, inside, old, old - lr * d, gradient, alpha_factor,
+        MASKS, RULE, SEEN, FROM_STATE, ALIGNED,
     )  # fmt: skip
 
 
@@ -117,9 +119,13 @@ def sgd_step_triton(
     *lists: Sequence[Tensor], lr: float | Tensor, momentum: float, dampening: float,
     weight_decay: float, nesterov: bool, maximize: bool, rule: str, alpha: float,
     grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
-    seed: None = None,
+    seed: None = None, point: str = "", sparse_decay: float = 0.0,
 ) -> None:  # fmt: skip
     """As ``sgd_step_reference``; two launches for each combination of dtypes."""
+    _step.check_options(
+        lists[0], lists[-3], lists[-2], rule=rule, point=point, alpha=alpha,
+        sparse_decay=sparse_decay,
+    )  # fmt: skip
     lists = _lists(lists, momentum)
     tensor_lr = isinstance(lr, Tensor)
     flags = {"HAS_FOUND": found_inf is not None, "enable_fp_fusion": True}
@@ -134,9 +140,10 @@ def sgd_step_triton(
         sgd_step_kernel[(table.chunks,)](
             table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
             float(momentum), 1.0 - dampening, float(weight_decay), -1.0 if maximize else 1.0,
-            alpha if alpha < 0.5 else alpha - 1,
+            alpha if alpha < 0.5 else alpha - 1, float(sparse_decay),
             P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], HAS_MOMENTUM=momentum != 0,
             NESTEROV=nesterov, HAS_DECAY=weight_decay != 0, HAS_SCALE=grad_scale is not None,
-            HAS_MASK=len(lists[6]) > 0, RULE=rule if _step.keeps_state(rule) else "none",
+            MASKS=_step_table.use_of_masks(lists, sparse_decay), RULE=rule if _step.keeps_state(rule) else "none",
+            SEEN=_step.weight_seen(rule, point),
             FROM_STATE=alpha < 0.5, ALIGNED=table.aligned, CHUNK=_step_table.CHUNK, **flags,
         )  # fmt: skip
