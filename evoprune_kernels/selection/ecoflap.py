@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
-from fractions import Fraction
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from evoprune_kernels._check import check
 from evoprune_kernels.selection._layers import Layer, find_layers
+from evoprune_kernels.selection.budgets import proportional
 from evoprune_kernels.selection.calibration import evaluating
 
 #: ``loss(model, batch)`` -> scalar tensor
@@ -213,41 +213,4 @@ def ecoflap_budgets(
     scores = layer_scores(model, batches, loss, order=order, eps=eps, seed=seed, exclude=exclude)
     layers = find_layers(model, exclude)
     sizes = {name: layers[name].weight.numel() for name in scores}
-    counts = _proportional(scores, sizes, kept, floor)
-    return {name: counts[name] / sizes[name] for name in counts}
-
-
-def _proportional(
-    scores: Mapping[str, float], sizes: Mapping[str, int], kept: float, floor_kept: float
-) -> dict[str, int]:
-    """Kept counts: the floor for each group, the rest in proportion to the scores, at most the size; exact in all.
-
-    Example:
-        >>> _proportional({"a": 3.0, "b": 1.0}, {"a": 100, "b": 100}, 0.5, 0.1)
-        {'a': 70, 'b': 30}
-    """
-    counts = {name: math.ceil(size * floor_kept - 1e-9) for name, size in sizes.items()}
-    rest = round(kept * sum(sizes.values())) - sum(counts.values())
-    check(
-        rest >= 0,
-        f"floor_kept={floor_kept} takes {sum(counts.values())} weights, {-rest} more than kept={kept} allows",
-    )
-    room = {name: sizes[name] - counts[name] for name in sizes}
-    parts = {name: Fraction(scores[name]) for name in sizes}
-    active = [name for name in sizes if room[name]]
-    while active and rest:
-        if not any(parts[name] for name in active):  # nothing to go by: by the room that is left
-            parts |= {name: Fraction(room[name]) for name in active}
-        total = sum(parts[name] for name in active)
-        shares = {name: rest * parts[name] / total for name in active}
-        full = [name for name in active if shares[name] > room[name]]
-        for name in full or active:
-            counts[name] += room[name] if full else math.floor(shares[name])
-            rest -= room[name] if full else math.floor(shares[name])
-        active = [name for name in active if name not in full]
-        if not full:
-            last = sorted(active, key=lambda name: math.floor(shares[name]) - shares[name])
-            for name in last[:rest]:
-                counts[name] += 1
-            rest = 0
-    return counts
+    return proportional(scores, sizes, kept, floor)

@@ -11,7 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from evoprune_kernels.selection import ecoflap_budgets, layer_scores, wanda_masks
-from evoprune_kernels.selection.ecoflap import _proportional
+from evoprune_kernels.selection.budgets import proportional as shares_of
+
+
+def proportional(scores, sizes, kept, floor_kept):
+    """Counts instead of shares."""
+    shares = shares_of(scores, sizes, kept, floor_kept)
+    return {name: round(share * sizes[name]) for name, share in shares.items()}
 
 
 def cross_entropy(model, batch):
@@ -156,7 +162,7 @@ def test_proportional_is_water_filling(seed):
     sizes = {g: int(n) for g, n in enumerate(torch.randint(50, 900, (7,), generator=generator))}
     scores = {g: float(s) for g, s in enumerate(torch.rand(7, generator=generator) ** 4 + 1e-3)}
     total = round(0.6 * sum(sizes.values()))
-    found = _proportional(scores, sizes, 0.6, 0.5)
+    found = proportional(scores, sizes, 0.6, 0.5)
     expected = by_units(scores, sizes, total, 0.5)
     assert sum(found.values()) == total
     assert all(abs(found[g] - expected[g]) < 1 for g in sizes), (found, expected)
@@ -164,30 +170,30 @@ def test_proportional_is_water_filling(seed):
 
 def test_proportional_literal():
     sizes = {"a": 10, "b": 10, "c": 10}
-    assert _proportional({"a": 1.0, "b": 1.0, "c": 1.0}, sizes, 0.5, 0.4) == {
+    assert proportional({"a": 1.0, "b": 1.0, "c": 1.0}, sizes, 0.5, 0.4) == {
         "a": 5,
         "b": 5,
         "c": 5,
     }
     # 100 : 1 : 1 fills a; the other 5 are split evenly, and the odd one goes to the first
-    assert _proportional({"a": 100.0, "b": 1.0, "c": 1.0}, sizes, 0.5, 0.0) == {
+    assert proportional({"a": 100.0, "b": 1.0, "c": 1.0}, sizes, 0.5, 0.0) == {
         "a": 10,
         "b": 3,
         "c": 2,
     }
     # no score left to go by: the room decides
-    assert _proportional({"a": 1.0, "b": 0.0, "c": 0.0}, sizes, 0.5, 0.1) == {
+    assert proportional({"a": 1.0, "b": 0.0, "c": 0.0}, sizes, 0.5, 0.1) == {
         "a": 10,
         "b": 3,
         "c": 2,
     }
-    assert _proportional({"a": 0.0, "b": 0.0, "c": 5.0}, sizes, 0.1, 0.0) == {
+    assert proportional({"a": 0.0, "b": 0.0, "c": 5.0}, sizes, 0.1, 0.0) == {
         "a": 0,
         "b": 0,
         "c": 3,
     }
-    with pytest.raises(ValueError, match=r"takes 3 weights, 1 more than kept=0\.5"):
-        _proportional({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1, "b": 1, "c": 1}, 0.5, 0.4)
+    with pytest.raises(ValueError, match=r"keeps 3 weights, more than the 2 that kept=0\.5"):
+        proportional({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1, "b": 1, "c": 1}, 0.5, 0.4)
 
 
 def test_a_layer_without_effect_keeps_the_floor():
