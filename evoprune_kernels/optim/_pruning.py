@@ -5,14 +5,15 @@ A group whose ``prune`` is None is torch's business. Step ``t`` of a pruned grou
     fused op:  unscale, moments, weight, weight = +0.0 where not mask, importance += alpha_t * (x - importance)
     if the schedule says so:  scores(importance) -> mask at the density of t;  weight = +0.0 where not mask
 
-Per-parameter state: ``step``, the moments, ``importance`` (fp32; rules with a state) and ``mask`` (bool), the last two
-in the parameter's shape. Before the first choice every mask is True and is not given to the op.
+Per-parameter state: ``step``, the moments, ``importance`` (fp32; rules with a state; ``sensitivity`` and
+``uncertainty`` with it for "platon") and ``mask`` (bool), in the parameter's shape. Before the first choice every mask
+is True and is not given to the op. How masks are chosen: ``_masking.py``.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,21 +21,22 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check
-from evoprune_kernels.importance import get_rule
+from evoprune_kernels.importance import Platon, get_rule
 from evoprune_kernels.optim import _saving
 from evoprune_kernels.optim._layout import local, local_like
-from evoprune_kernels.optim._selection import select_all, shard_like, whole
+from evoprune_kernels.optim._masking import (
+    Group,
+    Masking,
+    State,
+    config_of,
+    is_prunable,
+    zeros_like,
+)
+from evoprune_kernels.optim._selection import check_fits
 from evoprune_kernels.optim.config import PruneConfig
 
-Group = dict[str, Any]
-State = dict[str, Any]
 #: types of tensors that are their own shards
 PLAIN_TYPES = {Tensor, torch.nn.Parameter}
-
-
-def is_prunable(param: Tensor) -> bool:
-    """Whether a parameter of a pruned group is pruned: biases and norms (fewer than two dimensions) never are."""
-    return param.dim() >= 2
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Bucket:
         self.params = [local(p) for p in self.params]
 
 
-class Pruning(torch.optim.Optimizer):
+class Pruning(Masking):
     """Mixin in front of a torch optimizer; the subclass has ``_moments``, ``_init_moments`` and ``_fused_step``."""
 
     _default_prune: PruneConfig | None = None
@@ -75,8 +77,8 @@ class Pruning(torch.optim.Optimizer):
         """Create the states of ``param`` that the op needs and that are not there yet."""
         raise NotImplementedError
 
-    def _fused_step(self, group: Group, bucket: Bucket, rule: str, alpha: float) -> None:
-        """Call the op."""
+    def _fused_step(self, group: Group, bucket: Bucket, options: dict[str, Any]) -> None:
+        """Call the op; ``options`` are its arguments about importance and masks."""
         raise NotImplementedError
 
     # construction ---------------------------------------------------------------------------------------------------
@@ -100,9 +102,25 @@ class Pruning(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             _check_group(self.param_groups[-1])
+            self._check_reads(self.param_groups[-1])
         except Exception:
             self.param_groups.pop()
             raise
+
+    def _check_reads(self, group: Group) -> None:
+        """``ValueError`` if the importance or the growth reads a moment that this optimizer does not keep."""
+        if group["prune"] is None:
+            return
+        config, kept = config_of(group), self._moments(group)
+        for moment in get_rule(config.importance).reads:
+            check(
+                moment in kept,
+                f"importance={config.importance!r} reads {moment!r}, got an optimizer that keeps {kept}",
+            )
+        check(
+            config.grow != "momentum" or bool(kept),
+            "grow='momentum' needs an optimizer with a first moment, got SGD with momentum=0",
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -132,11 +150,10 @@ class Pruning(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item() != 0:
             return
-        config = _config(group)
+        config = config_of(group)
         t = group["prune_step"] + 1
         counts = float(group["lr"]) != 0.0
-        rule = get_rule(config.importance)
-        averages = rule.has_state and counts and not config.frozen(t)
+        averages = counts and config.averages(t)
         late: list[Tensor] = []
         buckets = self._buckets(group, config, late)
         for (_, _, prunable), bucket in buckets.items():
@@ -144,17 +161,20 @@ class Pruning(torch.optim.Optimizer):
                 bucket.importances = bucket.state("importance")
             if prunable and group["prune_refreshes"] > 0:
                 bucket.masks = bucket.state("mask")
-            used = bool(bucket.importances)
-            self._fused_step(
-                group, bucket, rule.name if used else "none", config.alpha(t) if used else 0.0
-            )
+            self._fused_step(group, bucket, _options(config, bucket, t))
+            windowed = get_rule(config.importance)
+            if bucket.importances and isinstance(windowed, Platon) and config.window_ends(t):
+                windowed.finish_window_(
+                    bucket.importances, bucket.state("sensitivity"), bucket.state("uncertainty"),
+                    config.sensitivity_beta, config.uncertainty_beta,
+                )  # fmt: skip
         if not counts:
             return
         group["prune_step"] = t
         if config.due(t):
             self._choose_masks(group, config, group["params"])
             group["prune_refreshes"] += 1
-        elif late and group["prune_refreshes"] > 0:
+        elif late and group["prune_refreshes"] > 0 and config.ramp != "given":
             self._choose_masks(group, config, late)
 
     def _buckets(self, group: Group, config: PruneConfig, late: list[Tensor]) -> dict[Any, Bucket]:
@@ -170,7 +190,8 @@ class Pruning(torch.optim.Optimizer):
                     f" got one for a parameter of shape {tuple(param.shape)}"
                 )
         buckets: dict[Any, Bucket] = {}
-        moments, averages = self._moments(group), get_rule(config.importance).has_state
+        moments, rule = self._moments(group), get_rule(config.importance)
+        averages = ("importance", *rule.states) if rule.has_state else ()
         for param, grad in found:
             state = self.state[param]
             device, prunable = param.device, is_prunable(param)
@@ -182,8 +203,9 @@ class Pruning(torch.optim.Optimizer):
                 if state.get(key) is None:
                     self._init_moments(group, param, state)
             if prunable:
-                if averages and "importance" not in state:
-                    state["importance"] = zeros_like(param, torch.float32)
+                for key in averages:
+                    if key not in state:
+                        state[key] = zeros_like(param, torch.float32)
                 if "mask" not in state:
                     late.append(param)
                     state["mask"] = zeros_like(param, torch.bool).logical_not_()
@@ -199,117 +221,19 @@ class Pruning(torch.optim.Optimizer):
                 bucket.take_shards()
         return buckets
 
-    # masks ----------------------------------------------------------------------------------------------------------
 
-    def _choose_masks(self, group: Group, config: PruneConfig, params: Iterable[Tensor]) -> None:
-        """Choose the masks anew from the importance, and zero the weights that they remove."""
-        chosen = [p for p in params if p.requires_grad and "mask" in self.state.get(p, {})]
-        if not chosen:
-            return
-        kept = config.kept(group["prune_step"])
-        batches = [chosen] if config.scope == "global" else [[p] for p in chosen]
-        for batch in batches:
-            scores = [self._scores(config, p) for p in batch]
-            for param, mask in zip(batch, select_all(config, scores, kept), strict=True):
-                ours = local(self.state[param]["mask"])
-                ours.copy_(shard_like(mask, param))
-                local(param).masked_fill_(~ours, 0.0)
-                torch.autograd.graph.increment_version(param)
-
-    def _scores(self, config: PruneConfig, param: Tensor) -> Tensor:
-        """What selection ranks; the magnitude where no importance was gathered yet."""
-        rule, weight = get_rule(config.importance), whole(param.detach())
-        if not rule.has_state:
-            return rule.score(None, weight)
-        importance = whole(self.state[param]["importance"])
-        return rule.score(importance, weight) if bool(importance.any()) else weight.float().abs()
-
-    @torch.no_grad()
-    def refresh_masks_(self) -> None:
-        """Choose the masks of all pruned groups now, at the density that the schedule gives for the current step.
-
-        Notes:
-            The fused step does this by itself when the schedule says so; call it after changing weights or importance
-            by hand. Parameters that were never stepped are left alone, as is everything before ``start``.
-
-        Example:
-            >>> import torch, evoprune_kernels as ek
-            >>> w = torch.nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
-            >>> config = ek.PruneConfig("2:4", importance="magnitude")
-            >>> optimizer = ek.optim.SGD([w], lr=0.1, prune=config)
-            >>> w.grad = torch.zeros_like(w)
-            >>> optimizer.step()
-            >>> w.data
-            tensor([[0., 0., 3., 4.]])
-        """
-        for group in self.param_groups:
-            if group["prune"] is None:
-                continue
-            config = _config(group)
-            if group["prune_step"] >= max(config.start, 1):
-                self._choose_masks(group, config, group["params"])
-                group["prune_refreshes"] += 1
-
-    def masks(self) -> dict[Tensor, Tensor]:
-        """Parameter -> its mask (bool, True = keep), for every parameter that is masked now; not copied."""
-        return {p: self.state[p]["mask"] for _, _, p in self._masked()}
-
-    def _masked(self) -> Iterable[tuple[Group, str, Tensor]]:
-        for i, group in enumerate(self.param_groups):
-            if group["prune"] is None or group["prune_refreshes"] == 0:
-                continue
-            names = group.get("param_names")
-            for j, param in enumerate(group["params"]):
-                if "mask" in self.state.get(param, {}):
-                    yield group, names[j] if names else f"group{i}.param{j}", param
-
-    def sparsity_report(self) -> dict[str, float]:
-        """Shares of masked weights, flat, for a logger.
-
-        Returns:
-            ``"sparsity"`` over all weights of pruned groups that can be pruned, ``"sparsity/<name>"`` for each masked
-            parameter, and ``"target/group<i>"``, what the schedule asks for now. Names come from named parameters, else
-            they are ``group<i>.param<j>``.
-
-        Example:
-            >>> import torch, evoprune_kernels as ek
-            >>> model = torch.nn.Linear(8, 2)
-            >>> config = ek.PruneConfig("2:4", start=1)
-            >>> optimizer = ek.optim.AdamW(model.named_parameters(), lr=0.1, prune=config)
-            >>> model(torch.ones(1, 8)).sum().backward()
-            >>> optimizer.step()
-            >>> optimizer.sparsity_report()
-            {'sparsity': 0.5, 'sparsity/weight': 0.5, 'target/group0': 0.5}
-        """
-        report = {"sparsity": 0.0}
-        removed = 0
-        for _, name, param in self._masked():
-            kept: Any = self.state[param]["mask"].sum()
-            zeros = param.numel() - int(whole(kept).item())
-            removed += zeros
-            report[f"sparsity/{name}"] = zeros / param.numel() if param.numel() else 0.0
-        pruned = [(i, g) for i, g in enumerate(self.param_groups) if g["prune"] is not None]
-        total = sum(p.numel() for _, g in pruned for p in g["params"] if is_prunable(p))
-        report["sparsity"] = removed / total if total else 0.0
-        for i, group in pruned:
-            report[f"target/group{i}"] = 1.0 - _config(group).kept(group["prune_step"])
-        return report
-
-
-def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros in the parameter's layout and, for a DTensor, its sharding."""
-    return torch.zeros_like(
-        param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False
-    )
-
-
-def _config(group: Group) -> PruneConfig:
-    """The configuration of a pruned group; one that was assigned by hand is put into its stored form."""
-    config = PruneConfig.coerce(group["prune"])
-    assert config is not None
-    if isinstance(group["prune"], PruneConfig):
-        group["prune"] = config.to_dict()
-    return config
+def _options(config: PruneConfig, bucket: Bucket, t: int) -> dict[str, Any]:
+    """The arguments of the op about importance, masks and rounding."""
+    options: dict[str, Any] = {}
+    if bucket.importances:
+        rule = get_rule(config.importance)
+        options = {"rule": rule.kernel, "alpha": config.alpha(t)}
+        options["point"] = config.point or rule.default_point
+    if bucket.masks and config.sparse_decay > 0:
+        options["sparse_decay"] = config.sparse_decay
+    if config.rounding == "stochastic" and bucket.params[0].dtype == torch.bfloat16:
+        options["seed"] = config.seed
+    return options
 
 
 def _check_group(group: Group) -> None:
@@ -332,3 +256,5 @@ def _check_group(group: Group) -> None:
             raise TypeError(
                 f"prune needs floating parameters, got {name} of shape {shape} and {param.dtype}"
             )
+        if is_prunable(param):
+            check_fits(config_of(group), shape, name)

@@ -21,7 +21,12 @@ from evoprune_kernels._check import check
 from evoprune_kernels.optim.config import PruneConfig
 
 #: state key -> its dtype
-OWN_STATE = {"importance": torch.float32, "mask": torch.bool}
+OWN_STATE = {
+    "importance": torch.float32,
+    "sensitivity": torch.float32,
+    "uncertainty": torch.float32,
+    "mask": torch.bool,
+}
 #: group keys that a foreign state dict lacks, and that are then kept
 OWN_GROUP_KEYS = ("prune", "prune_step", "prune_refreshes")
 

@@ -11,7 +11,8 @@ from torch.optim.optimizer import ParamsT, _use_grad_for_differentiable
 
 from evoprune_kernels import ops
 from evoprune_kernels.optim._layout import fused_is_safe, is_distributed
-from evoprune_kernels.optim._pruning import Bucket, Group, Pruning, State, zeros_like
+from evoprune_kernels.optim._masking import Group, State, zeros_like
+from evoprune_kernels.optim._pruning import Bucket, Pruning
 from evoprune_kernels.optim.config import PruneConfig
 
 
@@ -145,12 +146,12 @@ class AdamW(Pruning, torch.optim.AdamW):
             if key not in state:
                 state[key] = zeros_like(param, param.dtype)
 
-    def _fused_step(self, group: Group, bucket: Bucket, rule: str, alpha: float) -> None:
+    def _fused_step(self, group: Group, bucket: Bucket, options: dict[str, Any]) -> None:
         ops.adamw_step_(
             bucket.params, bucket.grads, bucket.state("exp_avg"), bucket.state("exp_avg_sq"),
             bucket.state("max_exp_avg_sq") if group["amsgrad"] else [],
             bucket.importances, bucket.masks, bucket.state("step"),
-            **_hyperparameters(group), rule=rule, alpha=alpha, grad_scale=getattr(self, "grad_scale", None),
+            **_hyperparameters(group), **options, grad_scale=getattr(self, "grad_scale", None),
         )  # fmt: skip
 
 

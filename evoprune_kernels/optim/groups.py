@@ -1,4 +1,4 @@
-"""Param groups of a model: the weights of linear layers are pruned, everything else is not."""
+"""Param groups of a model: the weights of linear layers (and convolutions) are pruned, nothing else is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def prunable_groups(
-    model: nn.Module, prune: PruneConfig, exclude: Iterable[str] = ()
+    model: nn.Module,
+    prune: PruneConfig,
+    exclude: Iterable[str] = (),
+    convolutions: bool = False,
 ) -> list[dict[str, Any]]:
     """Param groups: the weights of linear layers with ``prune``, and all other parameters with ``prune=None``.
 
@@ -33,6 +36,8 @@ def prunable_groups(
         model: any module.
         prune: how the first group is pruned.
         exclude: names of modules or parameters that stay dense; shell wildcards are allowed (``"*.head"``).
+        convolutions: prune the weights of ``nn.Conv1d``, ``Conv2d`` and ``Conv3d`` as well, as matrices
+            [out, in * kernel].
 
     Returns:
         Groups of ``(name, parameter)`` pairs, as ``model.named_parameters()`` gives them, that every torch optimizer
@@ -60,7 +65,7 @@ def prunable_groups(
             full = f"{module_name}.{name}" if module_name else name
             kind = "dense"
             if not excluded(module_name, full) and name == "weight":
-                kind = _kind(module)
+                kind = _kind(module, convolutions)
             kinds.setdefault(id(param), set()).add(kind)
     excluded.check_all_used()
     members: dict[str, list[tuple[str, nn.Parameter]]] = {"linear": [], "conv1d": [], "dense": []}
@@ -80,8 +85,10 @@ def prunable_groups(
     return [{"params": found, "prune": configs[kind]} for kind, found in members.items() if found]
 
 
-def _kind(module: nn.Module) -> str:
+def _kind(module: nn.Module, convolutions: bool) -> str:
     if isinstance(module, nn.Linear):
+        return "linear"
+    if convolutions and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return "linear"
     return "conv1d" if is_conv1d(module) else "dense"
 

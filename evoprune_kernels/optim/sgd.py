@@ -12,7 +12,8 @@ from torch.optim.sgd import sgd
 
 from evoprune_kernels import ops
 from evoprune_kernels.optim._layout import fused_is_safe, local, local_like
-from evoprune_kernels.optim._pruning import Bucket, Group, Pruning, State, zeros_like
+from evoprune_kernels.optim._masking import Group, State, zeros_like
+from evoprune_kernels.optim._pruning import Bucket, Pruning
 from evoprune_kernels.optim.config import PruneConfig
 
 
@@ -200,11 +201,11 @@ class SGD(Pruning, torch.optim.SGD):
             state["momentum_buffer"] = zeros_like(param, param.dtype)
             state["step"].zero_()
 
-    def _fused_step(self, group: Group, bucket: Bucket, rule: str, alpha: float) -> None:
+    def _fused_step(self, group: Group, bucket: Bucket, options: dict[str, Any]) -> None:
         ops.sgd_step_(
             bucket.params, bucket.grads, bucket.state("momentum_buffer") if group["momentum"] != 0 else [],
             bucket.importances, bucket.masks, bucket.state("step"),
-            **_hyperparameters(group), rule=rule, alpha=alpha, grad_scale=getattr(self, "grad_scale", None),
+            **_hyperparameters(group), **options, grad_scale=getattr(self, "grad_scale", None),
         )  # fmt: skip
 
 

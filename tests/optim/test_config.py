@@ -120,7 +120,7 @@ def test_nothing_to_prune_warns():
 
 def test_refusals_leave_no_group_behind():
     w, z = (
-        torch.nn.Parameter(torch.zeros(2, 2)),
+        torch.nn.Parameter(torch.zeros(2, 4)),
         torch.nn.Parameter(torch.zeros(3, 3, dtype=torch.cfloat)),
     )
     optimizer = ek.optim.AdamW([w], prune=PruneConfig())

@@ -252,12 +252,12 @@ def test_gradients_that_are_none_leave_everything_alone():
 
 
 def test_sparse_gradients_of_a_pruned_group_are_refused_before_anything_changes():
-    a, b = torch.nn.Parameter(torch.ones(4, 8)), torch.nn.Parameter(torch.ones(4, 2))
+    a, b = torch.nn.Parameter(torch.ones(4, 8)), torch.nn.Parameter(torch.ones(4, 3))
     optimizer = ek.optim.SGD([a, b], lr=0.1, prune=ek.PruneConfig("2:4"))
     a.grad = torch.ones(4, 8)
-    b.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 2), (4, 2), check_invariants=True)
+    b.grad = torch.sparse_coo_tensor([[1]], torch.ones(1, 3), (4, 3), check_invariants=True)
     with pytest.raises(
-        RuntimeError, match=r"sparse gradients, got one for a parameter of shape \(4, 2\)"
+        RuntimeError, match=r"sparse gradients, got one for a parameter of shape \(4, 3\)"
     ):
         optimizer.step()
     assert (a == 1).all() and not optimizer.state
