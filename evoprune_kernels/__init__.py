@@ -1,6 +1,6 @@
 """Find a sparse sub-network during ordinary training, then really run it faster."""
 
-from evoprune_kernels import formats, nn, ops, optim
+from evoprune_kernels import formats, methods, nn, ops, optim, selection
 from evoprune_kernels.convert import ConversionReport, convert, export
 from evoprune_kernels.inference import InferenceReport, optimize_for_inference
 from evoprune_kernels.nn import SparseLinear
@@ -15,8 +15,10 @@ __all__ = [
     "convert",
     "export",
     "formats",
+    "methods",
     "nn",
     "ops",
     "optim",
     "optimize_for_inference",
+    "selection",
 ]
