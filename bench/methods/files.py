@@ -122,17 +122,17 @@ def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{path}: expected a pickled CIFAR-10 batch: {error!r}") from error
     check(isinstance(batch, dict), f"{path}: expected a dict, got {type(batch).__name__}")
     data, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
-    pixels = getattr(data, "values", None) if isinstance(data, _Array) else None
-    shape = None if pixels is None else pixels.shape
+    pixels: np.ndarray = data.values if isinstance(data, _Array) else np.empty(0, np.uint8)
     check(
-        shape is not None and len(shape) == 2 and shape[1] == CIFAR_PIXELS,
-        f"{path}: expected data of shape [N, {CIFAR_PIXELS}], got {shape or type(data).__name__}",
+        pixels.ndim == 2 and pixels.shape[1] == CIFAR_PIXELS,
+        f"{path}: expected data of shape [N, {CIFAR_PIXELS}], "
+        f"got {pixels.shape if isinstance(data, _Array) else type(data).__name__}",
     )
     check(
         isinstance(labels, list) and all(type(i) is int and abs(i) < 2**31 for i in labels),
         f"{path}: expected labels as a list of int, got {type(labels).__name__}",
     )
-    names = _checked_labels(torch.tensor(labels, dtype=torch.int64), shape[0], path)
+    names = _checked_labels(torch.tensor(labels, dtype=torch.int64), len(pixels), path)
     return torch.tensor(pixels).view(-1, 3, 32, 32), names
 
 
@@ -148,7 +148,9 @@ class _Dtype:
 
 
 class _Array:
-    """Stand-in for ``numpy.ndarray``: its state is checked here and copied by ``numpy.frombuffer``."""
+    """Stand-in for ``numpy.ndarray``: its state is checked here and read by ``numpy.frombuffer``."""
+
+    values: np.ndarray = np.empty(0, np.uint8)
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
@@ -162,8 +164,8 @@ class _Array:
             math.prod(shape) == len(data),
             f"expected {math.prod(shape)} bytes for shape {shape}, got {len(data)}",
         )
-        order = "F" if fortran else "C"
-        self.values = np.frombuffer(data, np.uint8).reshape(shape, order=order)
+        flat = np.frombuffer(data, np.uint8)
+        self.values = flat.reshape(shape, order="F" if fortran else "C")
 
 
 class _Reconstruct:

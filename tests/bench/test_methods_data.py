@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import gzip
 import pickle
 from itertools import pairwise
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from bench.methods import data, evaluate, models, subsets
+from bench.methods import split as splits
 from bench.methods.files import MissingData
 from bench.methods.split import Batches, Split
 from evoprune_kernels import measure
@@ -227,6 +229,11 @@ def test_batches_hand_out_each_image_once_in_the_order_of_seed_and_epoch():
     assert len(orders) == 16
     assert torch.equal(torch.get_rng_state(), before)
     assert [len(y) for _, y in batches] == [4, 4, 3]
+
+
+def test_the_example_of_batches():
+    results = doctest.testmod(splits)
+    assert results.attempted == 2 and results.failed == 0
 
 
 def test_batches_of_nothing_and_wrong_arguments():
