@@ -31,8 +31,10 @@ def collect(
         lr: a number or a tensor.
         scalars: grad_scale and found_inf.
     """
+    if torch.compiler.is_compiling():  # first: what follows cannot be traced
+        return None
     reader = _reader()
-    if reader is None or torch.compiler.is_compiling() or intercepted():
+    if reader is None or intercepted():
         return None
     if impl not in (None, _select.CPU) or name in _select.FORCED:
         return None

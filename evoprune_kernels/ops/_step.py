@@ -43,17 +43,18 @@ def check_options(
     """Raise ``ValueError`` unless the options are known and in range, and have the tensors they need."""
     check(rule in RULE_NAMES, f"expected rule in {RULE_NAMES}, got {rule!r}")
     check(point in ("", *POINTS), f"expected point in {POINTS} or '', got {point!r}")
-    check(0 <= alpha <= 1, f"expected 0 <= alpha <= 1, got {alpha}")
+    if not 0 <= alpha <= 1:  # and not check(): a message of a number is nothing that can be traced
+        raise ValueError(f"expected 0 <= alpha <= 1, got {alpha}")
     if keeps_state(rule) and len(importances) != len(params):
         raise ValueError(
             f"rule {rule!r} needs {len(params)} importances, one a parameter, got {len(importances)}"
         )
-    finite = 0 <= sparse_decay < math.inf
-    check(finite, f"expected sparse_decay >= 0 and finite, got {sparse_decay}")
-    check(
-        sparse_decay == 0 or len(masks) == len(params),
-        f"sparse_decay={sparse_decay} needs {len(params)} masks, one a parameter, got {len(masks)}",
-    )
+    if not 0 <= sparse_decay < math.inf:
+        raise ValueError(f"expected sparse_decay >= 0 and finite, got {sparse_decay}")
+    if sparse_decay != 0 and len(masks) != len(params):
+        raise ValueError(
+            f"sparse_decay={sparse_decay} needs {len(params)} masks, one a parameter, got {len(masks)}"
+        )
 
 
 def check_importances(importances: Sequence[Tensor], seed: int | None) -> None:

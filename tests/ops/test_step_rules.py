@@ -264,6 +264,24 @@ def test_opcheck_with_every_option(module):
     torch.library.opcheck(op.overload, module.arguments(p), {**module.BASE, **scalars})
 
 
+@each_optimizer
+def test_the_public_function_compiles_with_a_changing_alpha(module):
+    p = Problem.make([(4, 6), (3,)])
+    p.draw_gradients(0)
+    twin = p.copy()
+    options = {"rule": "movement", "point": "post", "sparse_decay": 0.1}
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(lists, share):
+        name = "adamw_step_" if module is adamw else "sgd_step_"
+        getattr(ops, name)(*lists, **module.BASE, **options, alpha=share)
+
+    for t in range(1, 4):
+        compiled(module.arguments(p), alpha("linear", t))
+        module.step(twin, alpha=alpha("linear", t), **options)
+        assert same_bits(p.written(), twin.written())
+
+
 def test_ranking_in_bf16_is_lost_without_random_rounding():
     """The linear average over 2000 steps: at alpha = 2 / (t + 1) a change is below half a unit of bf16.
 
