@@ -25,6 +25,10 @@ COMMANDS = {
     "costs": ("bench.costs", "the nm kernels' cost model: fit and write csrc/core/nm_costs.h"),
     "demo": ("bench.demo", "train a character GPT, prune it, run it faster"),
     "digits": ("bench.digits", "an MLP on digits at 90 %% block sparsity"),
+    "methods": (
+        "bench.methods.ladder",
+        "the papers' pruning methods on real data, with control arms",
+    ),
     "readme": ("bench.readme", "write the tables of README.md from bench/results"),
 }
 

@@ -53,6 +53,11 @@ class Task:
         """The training set in batches of ``batch_size``."""
         return Batches(self.train, self.batch_size, seed)
 
+    @property
+    def validation_batch(self) -> tuple[Tensor, Tensor]:
+        """The validation set in one piece: ``evaluate`` cuts it itself."""
+        return self.validation.images, self.validation.labels
+
 
 def load(name: str, folder: Path | str | None = None) -> Task:
     """The task ``name``: one of ``TASKS``.
