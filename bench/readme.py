@@ -20,6 +20,8 @@ from bench.gate import ROOT
 README = ROOT / "README.md"
 #: ISA levels whose linear layers have a table
 LEVELS = ("avx512", "avx2")
+#: tasks of ``bench methods`` that have a table
+METHOD_TASKS = ("mnist", "fashion", "fashion-conv", "chargpt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -200,6 +202,13 @@ def static_page(record: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def methods(record: dict[str, Any]) -> str:
+    """What became of the papers' methods on one task."""
+    from bench.methods import summary
+
+    return summary.short(record)
+
+
 #: marker -> what makes its text from bench/results/<marker>.json
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
@@ -208,6 +217,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "model": model,
     "optim": optim,
     "static": static,
+    **{f"methods-{task}": methods for task in METHOD_TASKS},
 }
 
 
@@ -244,10 +254,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         README.write_text(new)
         for isa in LEVELS:
             write_page(report.RESULTS / f"linear-{isa}.json")
+        for task in METHOD_TASKS:
+            write_methods(report.RESULTS / f"methods-{task}.json")
         counted = report.RESULTS / "static.json"
         if counted.exists():
             counted.with_suffix(".md").write_text(static_page(json.loads(counted.read_text())))
     return {}
+
+
+def write_methods(path: Path) -> None:
+    """The page and the picture beside a record of ``bench methods``, where there is one."""
+    from bench.methods import summary
+
+    if path.exists():
+        record = json.loads(path.read_text())
+        summary.write(record, path.with_suffix(".md"), path.with_suffix(".png"))
 
 
 def write_page(path: Path) -> None:

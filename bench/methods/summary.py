@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,23 @@ def two_of_four(record: Mapping[str, Any]) -> dict[str, list[float]]:
     return found
 
 
-def verdicts(record: Mapping[str, Any]) -> list[str]:
-    """One sentence for each published method and sparsity: its mean against the best control's, and the spreads."""
+@dataclass(frozen=True)
+class Verdict:
+    """A published method at one sparsity against its best control; ``gap`` > 0: the method is better."""
+
+    arm: str
+    point: float
+    control: str
+    gap: float
+    spread: float
+    word: str
+
+
+def verdicts(record: Mapping[str, Any]) -> list[Verdict]:
+    """Each published method at each sparsity: its mean against the best control's, and the larger spread of the two."""
     found = curves(record)
     sign = 1.0 if found["metric"] == "accuracy" else -1.0
-    scale, unit = (100.0, " points") if found["metric"] == "accuracy" else (1.0, " nats")
-    lines = []
+    given = []
     points = sorted({point for cells in found["arms"].values() for point in cells}, key=float)
     for arm in (a for a in PUBLISHED if a in found["arms"]):
         for point in points:
@@ -70,11 +82,49 @@ def verdicts(record: Mapping[str, Any]) -> list[str]:
                 word = "one seed, so the spread is not known"
             elif abs(gap) > spread:
                 word = "better than its best control" if gap > 0 else "WORSE than its best control"
-            lines.append(
-                f"{arm} at {100 * float(point):.4g} %: {scale * gap:+.2f}{unit} against {best}"
-                f" (spread {scale * spread:.2f}): {word}"
-            )
-    return lines
+            given.append(Verdict(arm, float(point), best, gap, spread, word))
+    return given
+
+
+def sentence(verdict: Verdict, metric: str) -> str:
+    """``evolution_llm_2024 at 60 %: -0.01 nats against random (spread 0.02): within the spread``."""
+    scale, unit = (100.0, " points") if metric == "accuracy" else (1.0, " nats")
+    return (
+        f"{verdict.arm} at {100 * verdict.point:.4g} %: {scale * verdict.gap:+.2f}{unit} against {verdict.control}"
+        f" (spread {scale * verdict.spread:.2f}): {verdict.word}"
+    )
+
+
+def short(record: Mapping[str, Any]) -> str:
+    """What the README shows of a task: each published method, and in how many sparsities it beat its best control."""
+    results = record["results"]
+    scale, unit = (100.0, "points") if results["metric"] == "accuracy" else (1.0, "nats")
+    rows = []
+    given = verdicts(record)
+    for arm in dict.fromkeys(v.arm for v in given):
+        own = [v for v in given if v.arm == arm]
+        counts = [sum(v.word.startswith(w) for v in own) for w in ("better", "within", "WORSE")]
+        gaps = ", ".join(f"{scale * v.gap:+.2f} at {100 * v.point:.4g}%" for v in own)
+        rows.append([arm, *counts, gaps])
+    header = ("method", "better", "within the spread", "worse", f"gap to the best control, {unit}")
+    dense = [c["value"] for k, c in results["cells"].items() if k.startswith("dense|")]
+    head = (
+        f"`{results['task']}`: {results['source']}; {results['seeds']} seeds, {results['steps']} +"
+        f" {results['finetune']} steps for every arm. Dense after the same steps:"
+        f" {table.cell(dense, results['metric'])}."
+    )
+    name = f"bench/results/methods-{results['task']}"
+    rest = f"[Every arm]({name}.md), [as a picture]({name}.png)."
+    return "\n\n".join([head, report.table(header, rows), rest, made(record)])
+
+
+def made(record: Mapping[str, Any]) -> str:
+    """How the figures were made."""
+    machine, threads = record["machine"], record["threads"]
+    return (
+        f"`{record['command']}`, {record['label']} {record['date']} at {record['commit']}: {machine['cpu']},"
+        f" {threads} thread{'s' * (threads != 1)}, torch {machine['torch']}."
+    )
 
 
 def markdown(record: Mapping[str, Any]) -> str:
@@ -89,7 +139,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         table.markdown(curves(record)),
     ]
     parts += _two_of_four(record)
-    lines = verdicts(record)
+    lines = [sentence(verdict, results["metric"]) for verdict in verdicts(record)]
     if lines:
         parts += ["## Against the best control", "\n".join(f"- {line}" for line in lines)]
     parts += _missed(record)
@@ -97,11 +147,7 @@ def markdown(record: Mapping[str, Any]) -> str:
         found = curves(record, kind)
         if found["arms"]:
             parts += [f"## {title}", table.markdown(found)]
-    machine, threads = record["machine"], record["threads"]
-    parts.append(
-        f"`{record['command']}`, {record['label']} {record['date']} at {record['commit']}: {machine['cpu']},"
-        f" {threads} thread{'s' * (threads != 1)}, torch {machine['torch']}."
-    )
+    parts.append(made(record))
     return "\n\n".join(parts) + "\n"
 
 

@@ -57,6 +57,11 @@ def test_a_cut_off_run_keeps_its_cells(tmp_path, monkeypatch):
     assert record["results"]["cells"][key] == kept[key]  # the seconds, too: it was not run again
 
 
+def told(record):
+    metric = record["results"]["metric"]
+    return [summary.sentence(verdict, metric) for verdict in summary.verdicts(record)]
+
+
 def test_verdicts_are_about_the_spread():
     values = {
         "evolution_threshold_2022": {"0.9": [0.95, 0.96], "0.97": [0.80, 0.90]},
@@ -71,16 +76,16 @@ def test_verdicts_are_about_the_spread():
         for seed, value in enumerate(found)
     }
     record = {"results": {"metric": "accuracy", "cells": cells}}
-    first, second = summary.verdicts(record)
+    first, second = told(record)
     assert first == (
         "evolution_threshold_2022 at 90 %: +5.00 points against magnitude_std (spread 1.00):"
         " better than its best control"
     )
     assert second.endswith("+0.50 points against magnitude_std (spread 10.00): within the spread")
     worse = {k: {**c, "value": 1 - c["value"]} for k, c in cells.items()}
-    lines = summary.verdicts({"results": {"metric": "accuracy", "cells": worse}})
+    lines = told({"results": {"metric": "accuracy", "cells": worse}})
     assert "against random" in lines[0] and lines[0].endswith("WORSE than its best control")
-    losses = summary.verdicts({"results": {"metric": "loss", "cells": worse}})
+    losses = told({"results": {"metric": "loss", "cells": worse}})
     assert losses[0] == first.replace("5.00 points", "0.05 nats").replace("1.00", "0.01")
 
 
