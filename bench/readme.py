@@ -144,10 +144,13 @@ def static(record: dict[str, Any]) -> str:
     over = record["results"]["over_budget"]
     built = record["results"]["compiled"]
     spilled = sorted({f"`{e['kernel']}` on sm_{e['arch']}" for e in built if e["spills"]})
+    spills = (
+        f"{len(spilled)} spill a few registers: {', '.join(spilled)}" if spilled else "none spills"
+    )
     head = (
         f"{len(entries)} kernels of {len({e['problem'] for e in entries})} problems; "
         f"{len(over) or 'none'} of them over budget. Of {len(built)} compiled kernels (5 architectures) "
-        f"{len(spilled)} spill a few registers: {', '.join(spilled) or '-'}. The main ones:"
+        f"{spills}. The main ones:"
     )
     rest = "[Every kernel, registers and occupancy](bench/results/static.md)."
     return "\n\n".join([head, static_table(record, shown), rest, static_source(record)])

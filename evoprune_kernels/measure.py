@@ -8,6 +8,7 @@ inside the A/A spread is noise.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import platform
@@ -119,11 +120,12 @@ def interleave(
     max_seconds: float | None = None,
     min_rounds: int = 5,
     before: Callable[[], object] | Mapping[str, Callable[[], object]] | None = None,
+    synchronize: Callable[[], object] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Measurement:
     """Time all contenders in interleaved rounds of shuffled order.
 
-    ``samples[name][r] = (clock after - clock before) / calls``
+    ``samples[name][r] = (clock after - clock before) / calls``, both read after ``synchronize()``
 
     Args:
         contenders: name -> callable without arguments.
@@ -135,6 +137,8 @@ def interleave(
         max_seconds: stop early after this many seconds, but not before ``min_rounds`` rounds.
         min_rounds: the least number of rounds when ``max_seconds`` cuts.
         before: untimed, before each sample (to flush caches, say), the same for all or by name.
+        synchronize: waits for the device on which the contenders work, before and after each sample; see
+            ``synchronizer``. None where a call has done its work when it returns, as on the CPU.
         clock: seconds; tests pass a fake one.
 
     Returns:
@@ -159,9 +163,19 @@ def interleave(
     """
     if not contenders or rounds < 1:
         raise ValueError(f"expected contenders and rounds >= 1, got {len(contenders)} and {rounds}")
+    wait = synchronize or _nothing
+
+    def sample(call: Callable[[], object], count: int) -> float:
+        wait()
+        begin = clock()
+        for _ in range(count):
+            call()
+        wait()
+        return clock() - begin
+
     counts = {name: calls if isinstance(calls, int) else calls[name] for name in contenders}
     for name, call in contenders.items():
-        elapsed = _sample(call, max(1, warmup), clock) if warmup or min_sample else 0.0
+        elapsed = sample(call, max(1, warmup)) if warmup or min_sample else 0.0
         if min_sample > 0:
             one = max(elapsed / max(1, warmup), 1e-9)
             counts[name] = max(counts[name], int(min_sample / one) + 1)
@@ -177,15 +191,44 @@ def interleave(
             for name in order:
                 if prepare := before.get(name) if isinstance(before, Mapping) else before:
                     prepare()
-                samples[name].append(_sample(contenders[name], counts[name], clock) / counts[name])
+                samples[name].append(sample(contenders[name], counts[name]) / counts[name])
     return Measurement({name: tuple(values) for name, values in samples.items()})
 
 
-def _sample(call: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    for _ in range(calls):
-        call()
-    return clock() - start
+def synchronizer(*devices: torch.device) -> Callable[[], object] | None:
+    """What waits for all work on ``devices``: ``torch.<type>.synchronize`` of each; None where all are the CPU.
+
+    Raises:
+        ValueError: for a device whose work cannot be waited for, so that no time would be true.
+
+    Example:
+        >>> import torch
+        >>> from evoprune_kernels import measure
+        >>> measure.synchronizer(torch.device("cpu")) is None
+        True
+    """
+    waits = []
+    for device in dict.fromkeys(devices):
+        if device.type == "cpu":
+            continue
+        wait = getattr(getattr(torch, device.type, None), "synchronize", None)
+        if wait is None:
+            raise ValueError(
+                f"expected cpu or a device with torch.{device.type}.synchronize, got {device}"
+            )
+        waits.append(functools.partial(wait, device))
+    return (lambda: [wait() for wait in waits]) if waits else None
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Size of the last cache before the memory of ``device``: L2 of a CUDA GPU, else ``last_level_cache_bytes``."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    return last_level_cache_bytes()
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextlib.contextmanager

@@ -287,3 +287,68 @@ def test_copies_exceed_the_cache_or_are_the_model():
     small = Effort(rounds=1, max_seconds=1, cache_bytes=32 << 20, model_bytes=12 << 20)
     assert tune._copies(4 << 20, 4 << 20, small) == 3 == tune._copies(2 << 20, 4 << 20, small)
     assert tune._copies(1 << 30, 1 << 30, effort) == 1
+
+
+# ---- where it runs ----
+
+
+def test_every_measurement_waits_for_the_devices_of_the_model(monkeypatch):
+    """A device that is not the CPU is given by the test; its wait must be in every sample, of layers and model."""
+    devices, waits, samples = [], [], []
+    interleave = inference.measure.interleave
+
+    def synchronizer(*found):
+        devices.append(found)
+        return lambda: waits.append(1)
+
+    def spy(contenders, *, synchronize=None, **options):
+        before = len(waits)
+        result = interleave(contenders, synchronize=synchronize, **options)
+        count = sum(map(len, result.samples.values()))
+        samples.append((synchronize, count, len(waits) - before, len(contenders)))
+        return result
+
+    monkeypatch.setattr(inference.measure, "synchronizer", synchronizer)
+    monkeypatch.setattr(inference.measure, "interleave", spy)
+    model = pruned()
+    ek.optimize_for_inference(model, torch.randn(8, 64), min_speedup=1e-9, rounds=2)
+    assert devices == [(torch.device("cpu"),)]
+    assert len(samples) >= 1
+    for synchronize, count, waited, contenders in samples:
+        assert synchronize is not None and waited == 2 * (count + contenders)  # and the warm-up's
+
+
+def test_the_whole_model_is_timed_to_the_end_of_its_work():
+    model, waits = pruned().eval(), []
+    effort = Effort(2, 1.0, 1, 1, lambda: waits.append(1))
+    layers = trace.linear_layers(model)
+    x = torch.randn(4, 64)
+    report = inference._time_model(model, layers, {}, lambda: model(x), effort)
+    assert report.max_difference == 0
+    assert len(waits) == 2 * 3 * (
+        2 + 1
+    )  # dense, dense again and sparse: two rounds and the warm-up
+
+
+def test_inputs_on_another_device_are_refused_with_both():
+    model = pruned()
+    before = state(model)
+    with pytest.raises(ValueError, match="example_inputs are on meta, the model is on cpu"):
+        ek.optimize_for_inference(model, {"input": torch.randn(8, 64, device="meta")})
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("on_meta", [(False,), (True, False)])
+def test_one_input_beside_the_model_is_enough(on_meta):
+    inputs = [torch.zeros(1, device="meta" if meta else "cpu") for meta in on_meta]
+    model = nn.Linear(1, 1)
+    assert trace.devices_of(model, (inputs, "text", 3)) == [torch.device("cpu")]
+    assert trace.devices_of(nn.ReLU(), inputs) == list(dict.fromkeys(x.device for x in inputs))
+
+
+def test_random_inputs_leave_the_generator_of_torch_alone():
+    seen = trace.linear_layers(pruned())[0]
+    before = torch.get_rng_state()
+    first, second = (tune._random_input(seen, 3) for _ in range(2))
+    assert torch.equal(first, second) and first.shape == (3, 64)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import types
 
 import pytest
 import torch
@@ -108,6 +109,72 @@ def test_before_by_name():
     assert result.samples == {"a": (1, 1, 1), "b": (1, 1, 1)}
     order = "".join(clock.calls)
     assert order.count("before bb") == 3 and clock.calls.count("before b") == 3
+
+
+def test_every_sample_waits_for_the_device_before_and_after():
+    """Calls only queue work; ``synchronize`` lets its time pass. A sample without the wait would be 0."""
+    clock = FakeClock()
+    queued = []
+
+    def contender(name, duration):
+        return lambda: (queued.append(duration), clock.calls.append(name))
+
+    def synchronize():
+        clock.calls.append("wait")
+        clock.now += sum(queued)
+        queued.clear()
+
+    def flush():
+        queued.append(50)  # untimed work is waited for before the sample begins
+
+    result = measure.interleave(
+        {"a": contender("a", 3), "b": contender("b", 1)},
+        rounds=4, warmup=1, calls=2, before=flush, synchronize=synchronize, clock=clock,
+    )  # fmt: skip
+    assert result.samples == {"a": (3,) * 4, "b": (1,) * 4}
+    assert clock.calls[:6] == ["wait", "a", "wait", "wait", "b", "wait"]  # the warm-up
+    timed = clock.calls[6:]
+    assert len(timed) == 2 * 4 * 4
+    for start in range(0, len(timed), 4):
+        first, name, again, last = timed[start : start + 4]
+        assert first == last == "wait" and name == again in ("a", "b")
+
+
+def test_min_sample_counts_the_time_of_the_device():
+    clock = FakeClock()
+    queued = []
+
+    def synchronize():
+        clock.now += 0.001 * len(queued)
+        queued.clear()
+
+    calls = []
+    call = lambda: (queued.append(1), calls.append(1))  # noqa: E731
+    measure.interleave(
+        {"a": call}, rounds=1, warmup=1, min_sample=0.01, synchronize=synchronize, clock=clock
+    )
+    assert 10 <= len(calls) - 1 <= 12
+
+
+def test_the_synchronizer_is_that_of_the_device(monkeypatch):
+    assert measure.synchronizer() is None
+    assert measure.synchronizer(torch.device("cpu")) is None
+    waited = []
+    fake = types.SimpleNamespace(synchronize=waited.append)
+    monkeypatch.setattr(torch, "cuda", fake)
+    first, second = torch.device("cuda:0"), torch.device("cuda:1")
+    measure.synchronizer(torch.device("cpu"), first, second, first)()
+    assert waited == [first, second]
+    with pytest.raises(ValueError, match=r"torch\.meta\.synchronize, got meta"):
+        measure.synchronizer(torch.device("meta"))
+
+
+def test_the_cache_is_that_of_the_device(monkeypatch):
+    cpu = torch.device("cpu")
+    assert measure.cache_bytes(cpu) == measure.last_level_cache_bytes()
+    properties = types.SimpleNamespace(L2_cache_size=50 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert measure.cache_bytes(torch.device("cuda:0")) == 50 << 20
 
 
 def test_control_tells_the_noise():

@@ -1,7 +1,8 @@
 """``python -m bench gpu``: the correctness suite on the GPU at hand, then every kernel against its rivals; one JSON.
 
-Nothing is timed before tests/cuda has passed on the device itself. Every contender runs inside a CUDA graph, over a
-stack of layers that exceeds the L2 cache, in interleaved rounds with an A/A control. Without a GPU the command says
+Nothing is timed before tests/cuda has passed on the device itself. Contenders run inside CUDA graphs (or, all of a
+problem's alike, as plain calls where one cannot be captured), over a stack of layers or inputs that exceeds the L2
+cache, in interleaved rounds with an A/A control. Without a GPU the command says
 so and ends with an error; ``--device cpu --quick --no-gate`` runs the program on references, as a test of itself.
 """
 
@@ -14,11 +15,18 @@ import torch
 
 from bench import gate, report
 from bench.gate import GateError
-from bench.gpu import linear, step, timing
+from bench.gpu import block_backward, compare, gates, linear, packing, selection, step, timing
 from evoprune_kernels import _ext, measure
 
 TESTS = ["tests/cuda"]
-SECTIONS = ("step", "linear")
+#: sections whose problems are ops with their contenders
+OPS = {
+    "selection": selection.problems,
+    "packing": packing.problems,
+    "gates": gates.problems,
+    "block_backward": block_backward.problems,
+}
+SECTIONS = ("step", "linear", *OPS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +70,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 found = linear.cell(problem, args.device, rounds, args.seconds)
                 results["linear"].append(found)
                 print("  ".join(linear.row(found)), flush=True)
+        for section, problems in OPS.items():
+            if section not in args.only:
+                continue
+            results[section] = []
+            for problem in problems(args.device, args.quick):
+                found = compare.cell(problem, args.device, rounds, args.seconds)
+                results[section].append(found)
+                print("  ".join(compare.row(found)), flush=True)
     if args.device == "cuda":
         results["clocks_after"] = timing.clocks()
     name = "gpu-" + str(before["gpu"]).split(" (")[0].lower().replace(" ", "-")

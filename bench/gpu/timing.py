@@ -37,6 +37,49 @@ def graphed(call: Callable[[], object], device: str) -> Callable[[], None]:
     return replay
 
 
+def waited(call: Callable[[], object], device: str) -> Callable[[], None]:
+    """``call`` up to the end of its work on the device, the host's share included."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+
+    def run() -> None:
+        call()
+        synchronize()
+
+    return run
+
+
+def alike(
+    calls: dict[str, Callable[[], object]], device: str, waits: str | None = None
+) -> tuple[dict[str, Callable[[], object]], str]:
+    """All calls made ready in the same way, and its name: as graphs, or as plain calls where one is not captured.
+
+    Args:
+        calls: name -> call.
+        device: ``"cuda"``, or ``"cpu"`` in a test of the program.
+        waits: which call is known to wait for the device; None to ask torch about each.
+    """
+    if reason := waits or _waits(calls, device):
+        how = f"calls with their work on the host: no graph, {reason}"
+        return {name: waited(call, device) for name, call in calls.items()}, how
+    return {name: graphed(call, device) for name, call in calls.items()}, "graphs"
+
+
+def _waits(calls: dict[str, Callable[[], object]], device: str) -> str | None:
+    """Which call waits for the device, by torch's own debug mode, and in what words; a capture would fail there."""
+    if device == "cpu":
+        return None
+    before = torch.cuda.get_sync_debug_mode()
+    for name, call in calls.items():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            call()
+        except RuntimeError as error:
+            return f"{name}: {(str(error).splitlines() or [''])[0][:200]}"
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return None
+
+
 def cold_bytes(device: str) -> int:
     """How many bytes of weights a stack must have so that none of them is still in the L2 cache."""
     if device == "cpu":

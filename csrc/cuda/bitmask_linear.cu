@@ -54,8 +54,8 @@ struct Config : few::Tokens<T, kTokensOfBlock, kChunkBytes> {
 
 // ---- bits ----
 // The lane's 32 bits of columns `first` + 32 lane .. of a row, those from `end` on as 0.
-__device__ __forceinline__ uint32_t bits_of(const uint8_t* row, int64_t first, int64_t end) {
-  const int64_t column = first + 32 * (threadIdx.x % 32), left = end - column;
+__device__ __forceinline__ uint32_t bits_of(const uint8_t* row, int first, int end) {
+  const int column = first + 32 * (threadIdx.x % 32), left = end - column;
   if (left <= 0) return 0;
   const uint8_t* from = row + column / 8;
   uint32_t word = 0;
@@ -203,17 +203,17 @@ struct Stream {
     now = row.piece(0);
     next = row.piece(1);
   }
-  // Columns [first, end) of x begin at `shared`.
+  // `count` columns of x begin at `shared`; `bits` are those of the first of them.
   __device__ __forceinline__ void run(float (&acc)[C::kTokens], const uint8_t* bits,
-                                      const char* shared, int64_t first, int64_t end) {
-    uint32_t word = bits_of(bits, first, end);
-    for (int64_t column = first; column < end; column += kStep) {
-      const uint32_t following = bits_of(bits, column + kStep, end);
-      const int more = unpack<C::kSlot>(word, static_cast<int>(column - first), list + high);
+                                      const char* shared, int count) {
+    uint32_t word = bits_of(bits, 0, count);
+    for (int column = 0; column < count; column += kStep) {
+      const uint32_t following = bits_of(bits, column + kStep, count);
+      const int more = unpack<C::kSlot>(word, column, list + high);
       word = following;
       high = high + more < row.end ? high + more : row.end;
       __syncwarp();
-      multiply_batches(acc, shared, column + kStep >= end);
+      multiply_batches(acc, shared, column + kStep >= count);
       __syncwarp();
     }
   }
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(32 * bitmask::kMaxWarps, kTokens == 1 ? 2 : 1)
                          count + count % 2);
         __syncthreads();
       }
-      if (n < args.rows) stream.run(acc, args.bits + n * row_bytes, shared, first, first + count);
+      if (n < args.rows) stream.run(acc, args.bits + n * row_bytes + first / 8, shared, count);
     }
     if (n < args.rows) bitmask::finish<T, kTokens>(acc, args, n, token);
   }

@@ -72,6 +72,8 @@ struct Config : Tokens<T, kTokensOfBlock, kChunkBytes> {
   static constexpr int kSteps = kTile / (2 * kRun);
   // steps whose pieces are in registers: as many as fit beside 4 kTokens sums
   static constexpr int kHeld = kSteps == 1 || kTokens == 16 || (kSteps == 4 && kTokens > 1) ? 1 : 2;
+  // for 16 tokens arithmetic hides the wait for meta, and its registers are needed for the sums
+  static constexpr bool kMetaAhead = kTokens < 16;
   static constexpr bool kBytes = sizeof(S) == 1;
   static constexpr int kPair = kBytes ? 2 : 1;  // lane ^ kPair has the other half of the columns
   static __device__ __forceinline__ int row_of(int a) {
@@ -188,7 +190,7 @@ __global__ void __launch_bounds__(32 * few::kMaxWarps, 1)
   extern __shared__ __align__(128) char shared[];
   const few::Part part(args, plan, kTokens);
   const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const int64_t tiles = nm_cuda_padded(args.columns) / few::kTile;
+  const int tiles = static_cast<int>(nm_cuda_padded(args.columns) / few::kTile);
   const few::Lane<S, C> lane(args, part.strip);
 
   // the pieces of the first tile are on their way while x is staged
@@ -196,21 +198,22 @@ __global__ void __launch_bounds__(32 * few::kMaxWarps, 1)
 #pragma unroll
   for (int i = 0; i < 4 * C::kHeld; ++i)
     if (warp < tiles && part.has(i % 4)) piece[i / 4][i % 4] = lane.piece(warp, i / 4, i % 4);
-  if (warp < tiles) next_meta = lane.meta_of(warp);
+  if (C::kMetaAhead && warp < tiles) next_meta = lane.meta_of(warp);
 
   float acc[4][kTokens] = {};
   const int stride = C::kChunk / few::kTile / warps * warps;  // tiles of a chunk, the same a warp
-  for (int64_t begin = 0; begin < tiles; begin += stride) {
-    const int count = static_cast<int>(tiles - begin < stride ? tiles - begin : stride);
+  for (int begin = 0; begin < tiles; begin += stride) {
+    const int count = tiles - begin < stride ? tiles - begin : stride;
     if (begin != 0) __syncthreads();
     few::stage<T, C, C::kRun>(shared, static_cast<const T*>(args.x), args.columns, part.token,
-                              part.tokens, begin * few::kTile, count * few::kTile);
+                              part.tokens, int64_t{begin} * few::kTile, count * few::kTile);
     __syncthreads();
     for (int local = warp; local < count; local += warps) {
-      const int64_t tile = begin + local, next = tile + warps;
+      const int tile = begin + local, next = tile + warps;
       const bool more = next < tiles;
-      const uint4 meta = few::by_step<C>(next_meta, lane.half);
-      if (more) next_meta = lane.meta_of(next);
+      const uint4 read = C::kMetaAhead ? next_meta : lane.meta_of(tile);
+      const uint4 meta = few::by_step<C>(read, lane.half);
+      if (C::kMetaAhead && more) next_meta = lane.meta_of(next);
       const uint32_t words[4] = {meta.x, meta.y, meta.z, meta.w};
       const uint32_t start = (local * few::kTile + lane.half * C::kRun) * C::kSlot;
       const uint32_t swap = 4 * C::kSlot * lane.half;

@@ -60,6 +60,8 @@ __device__ __forceinline__ uint32_t find_digit(const Scratch& scratch, int bits,
   const int per = (1 << bits) / kThreads,
             top = (1 << bits) - 1 - static_cast<int>(threadIdx.x) * per;
   int64_t mine = 0, total;
+// more at once would spill
+#pragma unroll 2
   for (int i = 0; i < per; ++i) mine += static_cast<int64_t>(__ldcg(&scratch.totals[top - i]));
   int64_t above = sum_before(mine, total);
   if (above < keep && keep <= above + mine) {

@@ -22,7 +22,7 @@ from evoprune_kernels.nn.packed import STORED
 from evoprune_kernels.nn.swap import Sparse, dense_view, is_sparse, replace, weight_of, why_not
 
 #: outputs of the whole model may differ by this share of the largest one
-MODEL_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+MODEL_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 #: the same where weights are stored narrower than they are
 STORED_TOLERANCE = 5e-2
 
@@ -60,12 +60,14 @@ def optimize_for_inference(
         The report: print it, or take ``to_dict()`` or ``to_json(path)``.
 
     Raises:
-        ValueError: for a bad ``min_speedup`` or pattern, or NaN in a weight (the layer is named).
+        ValueError: for a bad ``min_speedup`` or pattern, NaN in a weight (the layer is named), example inputs on
+            another device than the model (both are named), or a device whose work cannot be waited for.
         TypeError: for ``example_inputs`` of another kind. The model is then as it was, in eval mode.
 
     Notes:
-        Uses torch's present number of threads; set it as in production. Identical layers share one timing. Packed
-        weights are caches beside the dense ones: memory grows by their size.
+        On a GPU every sample ends when the device has done its work, the launches of the host included. Uses torch's
+        present number of threads; set it as in production. Identical layers share one timing. Packed weights are
+        caches beside the dense ones: memory grows by their size.
 
     Example:
         >>> import torch, evoprune_kernels as ek
@@ -81,6 +83,7 @@ def optimize_for_inference(
     asked = None if patterns is None else [layer_pattern(p, None) for p in patterns]
     model.eval()
     run = trace.runner(model, example_inputs)
+    devices = trace.devices_of(model, example_inputs)
     layers = trace.linear_layers(model)
     for seen in layers:  # the run that is watched is the dense one
         _install(model, seen, tune.dense_form(seen.module))
@@ -89,12 +92,11 @@ def optimize_for_inference(
         trace.watch(watched, run)
         for seen, twin in zip(layers, watched, strict=True):
             seen.calls, seen.sample = twin.calls, twin.sample
-        reports, chosen = _tune_all(
-            layers, (asked, (None, *stored)), min_speedup, _effort(layers, rounds, max_seconds)
-        )
+        effort = _effort(layers, rounds, max_seconds, devices)
+        reports, chosen = _tune_all(layers, (asked, (None, *stored)), min_speedup, effort)
         whole, reverted = None, None
         if chosen:
-            whole = _time_model(model, layers, chosen, run, rounds, max_seconds)
+            whole = _time_model(model, layers, chosen, run, effort)
             narrower = any(layer.stored for layer in chosen.values())
             reverted = _verdict(whole, layers, STORED_TOLERANCE if narrower else 0.0)
     except BaseException:
@@ -114,9 +116,13 @@ def optimize_for_inference(
     return InferenceReport(tuple(reports), whole, min_speedup, measure.machine_info(), reverted)
 
 
-def _effort(layers: list[Seen], rounds: int, max_seconds: float) -> Effort:
+def _effort(
+    layers: list[Seen], rounds: int, max_seconds: float, devices: list[torch.device]
+) -> Effort:
     called = {id(weight_of(s.module)): weight_of(s.module).nbytes for s in layers if s.calls}
-    return Effort(rounds, max_seconds, measure.last_level_cache_bytes(), sum(called.values()))
+    cache = max(map(measure.cache_bytes, devices), default=measure.last_level_cache_bytes())
+    wait = measure.synchronizer(*devices)
+    return Effort(rounds, max_seconds, cache, sum(called.values()), wait)
 
 
 def _install(model: nn.Module, seen: Seen, module: nn.Module) -> None:
@@ -160,7 +166,7 @@ def _examine(seen: Seen, forms: Forms) -> tuple[LayerReport, dict[str, Checked]]
         report = LayerReport(seen.name, kind, shape, "-", dict(seen.calls), 1.0)
         return with_fields(report, reason=reason or "its weight is not a Parameter"), {}
     dense = dense_view(module)
-    density = float((dense != 0).float().mean()) if dense.device.type == "cpu" else 1.0
+    density = 1.0 if dense.is_meta else float((dense != 0).float().mean())
     shape = (dense.shape[0], dense.shape[1])
     report = LayerReport(seen.name, kind, shape, str(dense.dtype)[6:], dict(seen.calls), density)
     if seen.sample is None:
@@ -238,8 +244,7 @@ def _time_model(
     layers: list[Seen],
     chosen: dict[str, Sparse],
     run: Any,
-    rounds: int,
-    max_seconds: float,
+    effort: Effort,
 ) -> ModelReport:
     """The whole model, dense against optimised. Swapping the layers takes microseconds and both sides pay it."""
     dense = {seen.name: tune.dense_form(seen.module) for seen in layers}
@@ -254,7 +259,10 @@ def _time_model(
     contenders = {DENSE: lambda: with_layers(False), "sparse": lambda: with_layers(True)}
     gap = trace.difference(with_layers(True), with_layers(False))
     result = measure.interleave(
-        measure.add_control(contenders, DENSE), rounds=rounds, max_seconds=5 * max_seconds
+        measure.add_control(contenders, DENSE),
+        rounds=effort.rounds,
+        max_seconds=5 * effort.max_seconds,
+        synchronize=effort.synchronize,
     )
     return ModelReport(
         dense_ms=result.timing(DENSE).median * 1e3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,32 @@ def runner(model: nn.Module, example_inputs: Any) -> Callable[[], Any]:
         "expected example_inputs as a tensor, a tuple of arguments or a dict of keyword arguments, got "
         f"{type(example_inputs).__name__}"
     )
+
+
+def devices_of(model: nn.Module, example_inputs: Any) -> list[torch.device]:
+    """The devices that ``model`` works on, in order.
+
+    Raises:
+        ValueError: if ``example_inputs`` has tensors and none of them is where the model is.
+    """
+    state = itertools.chain(model.parameters(), model.buffers())
+    found = list(dict.fromkeys(tensor.device for tensor in state))
+    given = list(dict.fromkeys(tensor.device for tensor in inputs_of(example_inputs)))
+    if found and given and not set(found) & set(given):
+        names = (", ".join(map(str, each)) for each in (given, found))
+        raise ValueError("example_inputs are on {}, the model is on {}".format(*names))
+    return found or given
+
+
+def inputs_of(example_inputs: Any) -> list[Tensor]:
+    """Every tensor in ``example_inputs``, of any dtype, in order."""
+    if isinstance(example_inputs, Tensor):
+        return [example_inputs]
+    if isinstance(example_inputs, Mapping):
+        example_inputs = list(example_inputs.values())
+    if isinstance(example_inputs, Sequence) and not isinstance(example_inputs, str):
+        return [tensor for item in example_inputs for tensor in inputs_of(item)]
+    return []
 
 
 def linear_layers(model: nn.Module) -> list[Seen]:

@@ -25,11 +25,12 @@ from evoprune_kernels.nn.swap import Sparse, dense_view, is_sparse, share, weigh
 from evoprune_kernels.ops._linear import activate
 
 #: largest error of a kernel: twice that of torch in the same dtype, plus this share of the largest true value
-FLOOR = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+FLOOR = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 #: at most this many different token counts of a layer are timed, those with the most work
 MAX_TOKEN_COUNTS = 4
-#: seconds that one timed sample takes at least
+#: seconds that one timed sample takes at least; more where waiting for a device is part of it
 MIN_SAMPLE = 2e-4
+MIN_DEVICE_SAMPLE = 2e-3
 MAX_COPIES = 64
 #: the copies of a layer are to exceed the last-level cache this many times
 COLD_FACTOR = 2
@@ -46,6 +47,7 @@ class Effort:
     max_seconds: float
     cache_bytes: int  # of the last-level cache
     model_bytes: int  # bytes of all linear weights of the model
+    synchronize: Callable[[], object] | None = None  # waits for the model's device; None: the CPU
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def check(seen: Seen, layer: Sparse) -> Checked | str:
             scale or 1.0
         )
 
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         sparse = layer.forward(x)
         found, dense_error = errors(layer.stored_input(x), layer.stored_weight(), sparse)
         error = found if layer.stored is None else errors(x, weight, sparse)[0]
@@ -147,15 +149,17 @@ def _time_tokens(layers: dict[str, _Copies], x: Tensor, effort: Effort) -> Measu
         contenders,
         rounds=effort.rounds,
         calls=calls,
-        min_sample=MIN_SAMPLE,
+        min_sample=MIN_DEVICE_SAMPLE if effort.synchronize else MIN_SAMPLE,
         max_seconds=effort.max_seconds,
         before=before,
+        synchronize=effort.synchronize,
     )
 
 
 def _random_input(seen: Seen, tokens: int) -> Tensor:
     weight = dense_view(seen.module)
-    return torch.randn(tokens, weight.shape[1]).to(weight.dtype)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tokens, weight.shape[1], generator=generator).to(weight)
 
 
 def _copies(nbytes: int, dense_bytes: int, effort: Effort) -> int:
