@@ -6,13 +6,15 @@
     smart_prune_2023    train | a round: forward, layer after layer gets its mask | fine: rows | train under masks
 
 The steps after ``train`` are those of every other method: ``finetune`` in all. The scripts of 2022 draw once an epoch,
-up to 200 times or until the target; here there are ``1 / draw_every`` draws, and what is left of the 200 comes at once
-in the last of them if the target was not reached.
+up to 200 times or until the target; here there are ``1 / draw_every`` draws, and what is then left comes at once. A
+draw takes whole weights of each bin, so nothing comes of small shares of small bins: where one takes less than 0.1 % of
+the weights, ``upscale`` goes to the next published value, four times as much (.01, .04, .16, .64).
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,8 +41,8 @@ from evoprune_kernels.selection import (
     select_threshold,
 )
 
-#: the longest published run has 200 epochs, with a draw in each
-MOST_DRAWS = 200
+#: the lowest published one
+LEAST_UPSCALE = 0.01
 
 
 def trim(
@@ -79,49 +81,69 @@ def _bezier(job: Job) -> list[Stage]:
     check(0.0 < share <= 1.0, f"expected 0 < prune_share <= 1, got prune_share={share}")
     start = window_start(job.steps, options["window"])
     train = train_stage(job, importance="evolution", averaging="sqrt", average_from=start)
-    last = round(share * job.finetune)
-    check(last >= 1, f"smart_bezier_2022 prunes in the finetune steps, got {job.finetune}")
+    draws = Draws(job, options, last=round(share * job.finetune))
+    optimizer = finetune_stage(job, draws.draw).optimizer
+    prune = Stage(
+        "prune and finetune",
+        job.finetune,
+        optimizer,
+        draws.draw,
+        draws.after_step,
+        best_from=draws.last,
+    )
+    return [train, prune]
 
-    def below(run: Run) -> bool:
+
+class Draws:
+    """The draws of one job: every so many steps until step ``last``, and there until the target is reached."""
+
+    def __init__(self, job: Job, options: dict[str, Any], last: int) -> None:
+        check(last >= 1, f"smart_bezier_2022 prunes in the finetune steps, got {job.finetune}")
+        self.job, self.options, self.last = job, options, last
+        self.every = max(1, round(options["draw_every"] * job.finetune))
+
+    def missing(self, run: Run) -> int:
+        """How many weights are yet to go."""
         sizes = [w.numel() for w in run.named_weights.values()]
         kept = sum(int(m.sum()) for m in run.masks.values()) if run.masks else sum(sizes)
-        return kept > round(job.kept * sum(sizes))
+        return max(kept - round(self.job.kept * sum(sizes)), 0)
 
-    def redraw(run: Run) -> None:
-        if not below(run):
+    def draw(self, run: Run) -> None:
+        """New mask AND old mask, trimmed to the target; a draw that takes too little raises the upscale."""
+        if self.missing(run) == 0:
             return
+        options, seed = self.options, self.job.seed
         values = averaged(run) if options["values"] == "averaged" else weights(run)
         old = run.masks or {n: torch.ones_like(w, dtype=torch.bool) for n, w in values.items()}
         draw = int(run.numbers.get("draws", 0.0))
+        upscale = run.numbers.setdefault("upscale", options["upscale"])
         new = {
             name: select_bezier(
-                values[name], options["curve"], options["upscale"], scaling=options["scaling"],
-                old=old[name], seed=job.seed, tensor=i, epoch=draw,
+                values[name], options["curve"], upscale, scaling=options["scaling"],
+                old=old[name], seed=seed, tensor=i, epoch=draw,
             )
             for i, name in enumerate(values)
         }  # fmt: skip
+        taken = sum(int((old[n] & ~new[n]).sum()) for n in new)
+        if taken < 1e-3 * sum(mask.numel() for mask in new.values()):
+            run.numbers["upscale"] = min(max(4 * upscale, LEAST_UPSCALE), 1.0)
         run.numbers["draws"] = draw + 1.0
-        run.install(trim(new, old, job.kept, job.seed, draw))
+        run.install(trim(new, old, self.job.kept, seed, draw))
 
-    def after_step(run: Run) -> None:
-        every = max(1, round(options["draw_every"] * job.finetune))
-        if run.step % every == 0 and run.step < last:
-            redraw(run)
-        if run.step == last:
-            while below(run) and run.numbers["draws"] < MOST_DRAWS:
-                redraw(run)
-            if below(run):
+    def after_step(self, run: Run) -> None:
+        """Draw if it is time."""
+        if run.step % self.every == 0 and run.step < self.last:
+            self.draw(run)
+        while run.step == self.last and (missing := self.missing(run)) > 0:
+            upscale = run.numbers["upscale"]
+            self.draw(run)
+            if upscale == 1.0 and self.missing(run) == missing:
                 warnings.warn(
-                    f"smart_bezier_2022 reached sparsity {run.sparsity()['sparsity']:.3f} of {job.sparsity} in"
-                    f" {MOST_DRAWS} draws: raise upscale, {options['upscale']}",
+                    f"smart_bezier_2022 ends at sparsity {run.sparsity()['sparsity']:.4f}, not {self.job.sparsity}: its"
+                    f" curve with scaling {self.options['scaling']!r} never prunes the outermost bins",
                     stacklevel=2,
                 )
-
-    base = finetune_stage(job, redraw)
-    prune = Stage(
-        "prune and finetune", job.finetune, base.optimizer, redraw, after_step, best_from=last
-    )
-    return [train, prune]
+                break
 
 
 def _smart_prune(job: Job) -> list[Stage]:

@@ -12,8 +12,8 @@ import evoprune_kernels as ek
 from evoprune_kernels.methods import PRESETS, run
 from tests.methods.task import ARGUMENTS, TRAIN, VALIDATION, make_model
 
-#: what a method needs besides the defaults; rows of 16 weights have bins of a few, of which 4 % is none
-NEEDS = {"sr_ste": {"pattern": "2:4"}, "smart_bezier_2022": {"sparsity": 0.6, "upscale": 0.5}}
+#: what a method takes instead of a sparsity
+NEEDS = {"sr_ste": {"pattern": "2:4"}}
 #: methods whose masks are not made to hit the target: rounds that go on pruning
 OVERSHOOT = {"smart_prune_2023": 0.02, "wanda": 0.01}
 
@@ -107,6 +107,18 @@ def test_bezier_masks_only_shrink():
     finish("smart_bezier_2022", log=lambda numbers, step: seen.append(numbers.get("sparsity")))
     reported = [s for s in seen if s is not None]
     assert reported == sorted(reported) and reported[-1] == pytest.approx(0.6, abs=1e-3)
+
+
+def test_bezier_raises_its_upscale_where_bins_are_too_small():
+    """Rows of 16 weights have bins of a few, of which 4 % is none: without more the target could not be reached."""
+    numbers = finish("smart_bezier_2022", sparsity=0.9).record["numbers"]
+    assert numbers["upscale"] in (0.16, 0.64, 1.0)
+
+
+def test_bezier_says_so_where_its_curve_cannot_reach_the_target():
+    with pytest.warns(UserWarning, match="never prunes the outermost bins"):
+        reached = finish("smart_bezier_2022", sparsity=0.99, scaling="*", upscale=0.0).record
+    assert 0.1 < reached["sparsity"]["sparsity"] < 0.99 and reached["numbers"]["upscale"] == 1.0
 
 
 def test_random_masks_are_the_seeds():

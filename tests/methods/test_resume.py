@@ -19,8 +19,7 @@ class Cut(Exception):
 
 
 def target_of(method):
-    needs = {"sr_ste": {"pattern": "2:4"}, "smart_bezier_2022": {"sparsity": 0.6, "upscale": 0.5}}
-    return needs.get(method, {"sparsity": 0.6})
+    return {"pattern": "2:4"} if method == "sr_ste" else {"sparsity": 0.6}
 
 
 def finish(method, model=None, **kwargs):
