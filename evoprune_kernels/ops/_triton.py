@@ -40,6 +40,8 @@ WRITTEN = {
     "bitmask_pack": "bitmask_pack",
     "bitmask_unpack": "bitmask_pack",
     "block_linear": "block_linear",
+    "block_linear_dw": "block_linear",
+    "block_linear_dx": "block_linear",
     "nm_linear": "nm_linear",
     "nm_pack": "nm_pack",
     "nm_unpack": "nm_pack",

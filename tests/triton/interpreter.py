@@ -38,7 +38,7 @@ def correct_bfloat16() -> None:
 
 
 def correct_loop_bounds() -> None:
-    """A loaded scalar is an array [1]: as a bound of ``range`` NumPy 2.4 refuses it, where Triton (3.6) only calls int."""
+    """A loaded scalar is an array [1]: NumPy 2.4 refuses it as a bound of ``range``, where Triton (3.6) calls int."""
     patch = interpreter._patch_lang_tensor
 
     def patch_and_index(tensor, scope):
