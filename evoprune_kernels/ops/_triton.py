@@ -46,6 +46,8 @@ WRITTEN = {
     "nm_pack": "nm_pack",
     "nm_unpack": "nm_pack",
     "select_nm": "select_nm",
+    "select_topk": "select_topk",
+    "select_topk_global": "select_topk_global",
     "sgd_step_": "sgd_step",
     "sgd_step_.tensor_lr": "sgd_step",
 }
