@@ -45,6 +45,7 @@ WRITTEN = {
     "nm_linear": "nm_linear",
     "nm_pack": "nm_pack",
     "nm_unpack": "nm_pack",
+    "select_block": "select_block",
     "select_nm": "select_nm",
     "select_topk": "select_topk",
     "select_topk_global": "select_topk_global",
