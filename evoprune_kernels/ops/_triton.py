@@ -51,6 +51,7 @@ WRITTEN = {
     "select_topk_global": "select_topk_global",
     "sgd_step_": "sgd_step",
     "sgd_step_.tensor_lr": "sgd_step",
+    "topk_channels": "topk_channels",
 }
 
 
