@@ -42,6 +42,8 @@ WRITTEN = {
     "block_linear": "block_linear",
     "block_linear_dw": "block_linear",
     "block_linear_dx": "block_linear",
+    "channel_gate": "channel_gate",
+    "channel_gate_backward": "channel_gate",
     "nm_linear": "nm_linear",
     "nm_pack": "nm_pack",
     "nm_unpack": "nm_pack",
