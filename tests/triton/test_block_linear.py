@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 
 from evoprune_kernels.formats import BlockWeight
 from evoprune_kernels.formats.block import blocks_of, rows_of
-from evoprune_kernels.ops import OPS, _triton
+from evoprune_kernels.ops import OPS
 from evoprune_kernels.ops.block_linear.backward import transpose_index
 from evoprune_kernels.ops.block_linear.cases import CASES
 from evoprune_kernels.ops.block_linear.tiles import LARGEST, Tile, choose_tile, largest_tile
 from tests.tolerance import assert_accurate
 from tests.triton.linear import arguments, check
+from tests.triton.registered import on_cpu
 
 #: one case of each size of tokens, block shape, dtype, tail and activation: each costs a compilation of its own
 NAMES = (
@@ -129,38 +128,20 @@ def test_a_weight_without_blocks(run):
 
 
 def test_autograd_goes_through_the_kernels(simulated):
-    """The launchers under the CPU keys of the twins and of the backward ops, so that CPU tensors reach them."""
     torch.manual_seed(0)
     packed, x, bias = blocks(32, 48, 16), torch.randn(5, 48), torch.randn(32)
     leaves = [t.requires_grad_() for t in (x, packed.values, bias)]
     tail = (packed.row_ptr, packed.col_idx, bias, 32, 48, 16, 16, "gelu", "canonical")
     grad = torch.randn(5, 32)
     expected = torch.autograd.grad(OPS["block_linear"](x, packed.values, *tail), leaves, grad)
-    libraries = []
-    for namespace, names in (
-        ("evoprune_triton", ["block_linear"]),
-        ("evoprune", ["block_linear_dx", "block_linear_dw"]),
-    ):
-        library = torch.library.Library(namespace, "FRAGMENT")
-        for name in names:
-            launcher = functools.partial(_triton.run, OPS[name], True)
-            library.impl(name, launcher, "CPU", allow_override=True)
-        libraries.append(library)
-    try:
-        found, launched = simulated.apply(lambda: _gradients(x, packed, tail, leaves, grad)), []
-        launched = [name for name, _ in simulated.launches]
-    finally:
-        for library in libraries:
-            library._destroy()
+    backward = "evoprune::block_linear_dx", "evoprune::block_linear_dw"
+    with on_cpu(simulated, "evoprune_triton::block_linear", *backward) as launched:
+        y = OPS["block_linear"].triton[0](x, packed.values, *tail)
+        found = torch.autograd.grad(y, leaves, grad)
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other)
     assert launched.count("block_linear_dw_kernel") == 1
     assert launched.count("block_product_kernel") >= 2
-
-
-def _gradients(x, packed, tail, leaves, grad):
-    y = OPS["block_linear"].triton[0](x, packed.values, *tail)
-    return torch.autograd.grad(y, leaves, grad)
 
 
 # ---- what is launched ----

@@ -41,9 +41,11 @@ def block_product_kernel(
     """``outputs`` x ``inputs`` is a block as the product sees it; in memory it is that, or TRANSPOSED."""
     PARTS: tl.constexpr = (outputs + BLOCK_N - 1) // BLOCK_N
     STEPS: tl.constexpr = (inputs + BLOCK_K - 1) // BLOCK_K  # of a block
-    token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    block_row = tl.program_id(1) // PARTS
-    row = tl.program_id(1) % PARTS * BLOCK_N + tl.arange(0, BLOCK_N)  # within the block
+    token_tiles = (M + BLOCK_M - 1) // BLOCK_M
+    token = tl.program_id(0) % token_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    part = tl.program_id(0) // token_tiles  # of a block row
+    block_row = part // PARTS
+    row = part % PARTS * BLOCK_N + tl.arange(0, BLOCK_N)  # within the block
     first = tl.load(ptr_ptr + block_row)
     count = tl.load(ptr_ptr + block_row + 1) - first
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -143,7 +145,7 @@ def _product(
     tile = choose_tile(architecture(), x.element_size(), tokens, *block)
     bias_, scale_ = (y if t is None else t.contiguous() for t in (bias, scale))  # y: not read
     rows_of_programs = -(-shape[0] // block[0]) * triton.cdiv(block[0], tile.columns)
-    block_product_kernel[(triton.cdiv(tokens, tile.rows), rows_of_programs)](
+    block_product_kernel[(triton.cdiv(tokens, tile.rows) * rows_of_programs,)](
         x, values, *index, bias_, scale_, y, tokens, *shape,
         outputs=block[0], inputs=block[1], TRANSPOSED=transposed, HAS_BIAS=bias is not None,
         HAS_SCALE=scale is not None, ACTIVATION=activation,

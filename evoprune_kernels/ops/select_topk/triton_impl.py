@@ -163,10 +163,10 @@ def keep_highest_triton(scores: list[Tensor], keep: int) -> list[Tensor]:
             count = triton.cdiv(tensor.numel(), chunk)
             pieces.append((tensor, mask, chunk, programs, count))
             programs += count
-    new = {"device": scores[0].device}
-    totals = torch.zeros(passes, BINS.value, dtype=torch.int32, **new)
-    found = torch.empty(passes + 1, 2, dtype=torch.int64, **new)
-    own = torch.empty(BINS.value, programs, dtype=torch.int32, **new)
+    device = scores[0].device
+    totals = torch.zeros(passes, BINS.value, dtype=torch.int32, device=device)
+    found = torch.empty(passes + 1, 2, dtype=torch.int64, device=device)
+    own = torch.empty(BINS.value, programs, dtype=torch.int32, device=device)
     options = {"AS": TYPES.get(dtype, tl.float64), "TILE": TILE, "num_warps": 8}
     options |= {"PASSES": passes, "enable_fp_fusion": True}
     for number in range(passes):
