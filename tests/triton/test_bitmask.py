@@ -71,17 +71,3 @@ def test_few_tokens_read_the_weight_once(simulated):
     stored = packed.values.nbytes + packed.bits.nbytes + packed.row_ptr.nbytes
     moved = simulated.stats["global.load.footprint"]
     assert stored + 512 * 2 <= moved + 64 and moved <= stored + 512 * 2 + 64  # whole sectors
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 8, 33])
-def test_no_spills(no_spills, tokens, dtype):
-    packed = half(64, 128, dtype)
-    x = torch.zeros(tokens, 128, dtype=dtype)
-    no_spills("bitmask_linear", *arguments(x, packed, torch.zeros(64), "gelu"))
-
-
-def test_packing_spills_nothing(no_spills):
-    weight = torch.randn(4, 64)
-    mask = weight > 0
-    no_spills("bitmask_unpack", *bitmask_pack_reference(weight, mask), 64)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evoprune_kernels import formats
 from evoprune_kernels.formats import NMWeight
-from evoprune_kernels.ops._linear import ACTIVATIONS
 from evoprune_kernels.ops.nm_linear.cases import CASES
 from tests.triton.linear import arguments, check
 
@@ -59,11 +57,3 @@ def test_few_tokens_read_the_weight_once(simulated):
     stored = packed.values.nbytes + packed.meta.nbytes
     assert simulated.stats["global.load.footprint"] == stored + 512 * 2
     assert len(simulated.launches) == 1
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 8, 33])
-def test_no_spills(no_spills, tokens, dtype):
-    packed = formats.pack(torch.zeros(64, 128, dtype=dtype), "2:4")
-    x = torch.zeros(tokens, 128, dtype=dtype)
-    no_spills("nm_linear", *arguments(x, packed, torch.zeros(64), ACTIVATIONS[2]))
