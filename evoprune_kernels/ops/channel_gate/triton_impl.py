@@ -31,6 +31,8 @@ from evoprune_kernels.ops.triton_impl import DTYPES
 TILE = 1024
 #: elements of a plane that one program sums, and rows of a channel
 PART, PART_ROWS = 4096, 256
+#: places in a sample and in a channel are int32
+MAX_INDEX = 2**30
 #: channels of a tile of rows, most; parts that are added at a time
 COLUMNS, PARTS = 64, 32
 
@@ -139,8 +141,8 @@ def channel_gate_unfit(x: Tensor, gates: Tensor) -> str | None:
         return f"takes gates [C] or [B, C] of x, got {tuple(gates.shape)} and {tuple(x.shape)}"
     if x.dtype not in DTYPES or gates.dtype not in (torch.float32, x.dtype):
         return f"takes x of float32, float16 or bfloat16 and gates so or float32, got {x.dtype} and {gates.dtype}"
-    if math.prod(x.shape[1:]) >= 2**31:
-        return f"takes samples of less than 2**31 elements, got {tuple(x.shape)}"
+    if max(math.prod(x.shape[1:]), x.shape[0] * math.prod(x.shape[2:])) >= MAX_INDEX:
+        return f"takes samples and channels of less than {MAX_INDEX} elements, got {tuple(x.shape)}"
     return None
 
 

@@ -31,8 +31,8 @@ from evoprune_kernels.ops.triton_impl import DTYPES, TYPES
 TILE = 4096
 #: of one tensor
 MAX_PROGRAMS = 1024
-#: scores of all tensors; flat indices and counts are int32
-MAX_SCORES = 2**31 - 2**16
+#: scores of all tensors; flat indices are int32, the end of the last program's chunk too
+MAX_SCORES = 2**31 - 2**22
 DIGIT, BINS = tl.constexpr(8), tl.constexpr(256)
 
 
