@@ -13,21 +13,19 @@ Two changes cannot be seen: one through ``weight.data`` (autograd does not see i
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.hooks import RemovableHandle
 
 from evoprune_kernels import _ext, _select, formats
 from evoprune_kernels.formats import NM, Pattern
 from evoprune_kernels.nn.masks import check_finite, check_pattern
+from evoprune_kernels.nn.watch import version, watch
 from evoprune_kernels.ops._linear import ACTIVATIONS, KERNEL_DTYPES
-from evoprune_kernels.ops.prepare import bind, op_of
+from evoprune_kernels.ops.prepare import bind, op_of, uses_triton
 from evoprune_kernels.ops.w8a8_linear.reference import dequantize_tokens
 
 #: device type -> dtypes of a weight that its kernels take
@@ -50,6 +48,7 @@ class Plan:
     tail: tuple[int | str, ...]
     density: float
     nbytes: int
+    impl: str | None = None  # "triton", or what the dispatcher chooses
 
     @property
     def all_buffers(self) -> tuple[str, ...]:
@@ -119,7 +118,8 @@ class PackedCache(nn.Module):
             return None
         forced = _select.FORCED.get(self._plan.op) == _select.REFERENCE
         on_gpu = self.weight.device.type == _select.CUDA
-        where = "reference" if forced else _select.CUDA if on_gpu else _ext.isa_level()
+        native = _select.CUDA if on_gpu else _ext.isa_level()
+        where = "reference" if forced else self._plan.impl or native
         return f"{self._plan.op} [{where}]" + (f" {self.stored}" if self.stored else "")
 
     @property
@@ -161,6 +161,12 @@ class PackedCache(nn.Module):
             twin._buffers[name] = self._buffers[name].clone()  # type: ignore[union-attr]
         return twin
 
+    def _impl(self) -> str | None:
+        """``"triton"`` for a weight that its kernels multiply, else None: the native ones."""
+        on_gpu = self.weight.device.type == _select.CUDA
+        triton = on_gpu and uses_triton(self.pattern, w8a8=self.stored == "w8a8")
+        return _select.TRITON if triton else None
+
     def _unfit(self) -> str | None:
         """Why no kernel can run this layer, or None."""
         weight = self._parameters.get("weight")
@@ -176,13 +182,14 @@ class PackedCache(nn.Module):
         if weight.dtype not in _DTYPES[device]:
             names = " or ".join(str(dtype)[6:] for dtype in _DTYPES[device])
             return f"the kernels on {device!r} take {names}, the weight is {str(weight.dtype)[6:]}"
+        impl = self._impl()
         try:
-            op = op_of(self.pattern, w8a8=self.stored == "w8a8", device=device)
+            op = op_of(self.pattern, w8a8=self.stored == "w8a8", device=device, impl=impl)
         except ValueError as error:
             return str(error)
         if op is None:
             return f"there is no linear op for the pattern {self.pattern}"
-        if _select.FORCED.get(op.name) != _select.REFERENCE:
+        if impl is None and _select.FORCED.get(op.name) != _select.REFERENCE:
             for name, why in op.reasons(device).items():
                 return f"no {'CUDA' if name == _select.CUDA else 'C++'} kernel: {why}"
         return None
@@ -200,7 +207,7 @@ class PackedCache(nn.Module):
                 if isinstance(self.pattern, NM):
                     check_pattern(dense != 0, self.pattern, self.layer_name, "weight")
                 packed = self._stored(formats.pack(dense, self.pattern))
-                bound = bind(packed, self.activation, w8a8=self.stored == "w8a8")
+                bound = bind(packed, self.activation, w8a8=self.stored == "w8a8", impl=self._impl())
             except ValueError as error:
                 self._failure = str(error)
                 raise
@@ -215,12 +222,15 @@ class PackedCache(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         self._plan = Plan(
             op=op.name,
-            run=op.reference if forced and not op.reasons(weight.device.type) else op.overload,
+            run=op.reference
+            if forced and (bound.impl or not op.reasons(weight.device.type))
+            else bound.run,
             buffers=names,
             scale=None if packed.scale is None else "packed_scale",
             tail=bound.tail,
             density=density,
             nbytes=sum(tensor.nbytes for tensor in buffers.values()),
+            impl=bound.impl,
         )
         self._failure = None
         self._remember()
@@ -277,7 +287,7 @@ class PackedCache(nn.Module):
             return
         if weight.device.type in _select.NATIVE:
             watch(weight)
-            self._packed_for = (weight, _version(weight), weight.data_ptr())
+            self._packed_for = (weight, version(weight), weight.data_ptr())
 
     def _drop(self) -> None:
         if self._plan is not None:
@@ -293,7 +303,7 @@ class PackedCache(nn.Module):
         if (
             not key
             or key[0] is not weight
-            or key[1] != _version(key[0])
+            or key[1] != version(key[0])
             or key[2] != key[0].data_ptr()
         ):
             self._refresh()
@@ -330,32 +340,6 @@ class PackedCache(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._refresh()
-
-
-_watched: dict[int, weakref.ref[Tensor]] = {}
-_hook: list[RemovableHandle] = []
-
-
-def watch(weight: Tensor) -> None:
-    """Make every optimizer's step count as a change of ``weight``: torch's fused steps leave its version as it was."""
-    if not _hook:
-        _hook.append(register_optimizer_step_post_hook(_note_step))
-    key = id(weight)
-    if key not in _watched or _watched[key]() is not weight:
-        _watched[key] = weakref.ref(weight, lambda _: _watched.pop(key, None))
-
-
-def _note_step(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-    if torch.compiler.is_compiling():  # a compiled step writes through ops that count
-        return
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            if id(weight) in _watched and not weight.is_inference():
-                torch.autograd.graph.increment_version(weight)
-
-
-def _version(weight: Tensor) -> int:
-    return 0 if weight.is_inference() else weight._version
 
 
 def _is_wrapped(weight: Tensor) -> bool:

@@ -40,12 +40,20 @@ WRITTEN = {
     "bitmask_pack": "bitmask_pack",
     "bitmask_unpack": "bitmask_pack",
     "block_linear": "block_linear",
+    "block_linear_dw": "block_linear",
+    "block_linear_dx": "block_linear",
+    "channel_gate": "channel_gate",
+    "channel_gate_backward": "channel_gate",
     "nm_linear": "nm_linear",
     "nm_pack": "nm_pack",
     "nm_unpack": "nm_pack",
+    "select_block": "select_block",
     "select_nm": "select_nm",
+    "select_topk": "select_topk",
+    "select_topk_global": "select_topk_global",
     "sgd_step_": "sgd_step",
     "sgd_step_.tensor_lr": "sgd_step",
+    "topk_channels": "topk_channels",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from evoprune_kernels import _select
 from evoprune_kernels.formats import (
     NM,
     BitmaskWeight,
@@ -88,20 +89,28 @@ def linear(
 
 @dataclass(frozen=True)
 class Bound:
-    """A packed weight ready to run: ``op(x, *tensors.values(), bias, *tail, scale)``."""
+    """A packed weight ready to run: ``run(x, *tensors.values(), bias, *tail, scale)``."""
 
     op: Op
     tensors: dict[str, Tensor]
     tail: tuple[int | str, ...]
+    impl: str | None = None  # "triton", or what the dispatcher chooses
+
+    @property
+    def run(self) -> Callable[..., Tensor]:
+        """The overload that is called."""
+        return self.op.triton[0] if self.impl == _select.TRITON else self.op.overload
 
 
-def op_of(pattern: Pattern, *, w8a8: bool = False, device: str = "cpu") -> Op | None:
+def op_of(
+    pattern: Pattern, *, w8a8: bool = False, device: str = "cpu", impl: str | None = None
+) -> Op | None:
     """The linear op of a pattern, None if there is none; with ``w8a8`` that of int8 arithmetic on a device type.
 
     Raises:
-        ValueError: where the kernels of the device do not take the pattern.
+        ValueError: where the kernels of the device do not take the pattern; those of ``impl="triton"`` take any.
     """
-    if device == "cuda" and (reason := cuda_unfit(pattern, w8a8=w8a8)):
+    if impl != _select.TRITON and device == "cuda" and (reason := cuda_unfit(pattern, w8a8=w8a8)):
         raise ValueError(reason)
     if not w8a8:
         return OPS.get(f"{format_of(pattern).FORMAT}_linear")
@@ -130,8 +139,27 @@ def cuda_unfit(pattern: Pattern, *, w8a8: bool = False) -> str | None:
     return None
 
 
+def uses_triton(pattern: Pattern, *, w8a8: bool = False) -> bool:
+    """Whether weights of a pattern on a GPU are multiplied by the Triton kernels: where no CUDA kernel is, or takes it.
+
+    ``EVOPRUNE_IMPL`` insists on either.
+    """
+    op = OPS.get(f"{format_of(pattern).FORMAT}_linear")
+    if w8a8 or op is None or op.triton_reasons():
+        return False
+    forced = _select.FORCED.get(op.name)
+    if forced in (_select.CUDA, _select.TRITON):
+        return forced == _select.TRITON
+    return bool(op.reasons(_select.CUDA)) or cuda_unfit(pattern) is not None
+
+
 def bind(
-    packed: PackedWeight, activation: str, *, w8a8: bool = False, device: str | None = None
+    packed: PackedWeight,
+    activation: str,
+    *,
+    w8a8: bool = False,
+    device: str | None = None,
+    impl: str | None = None,
 ) -> Bound:
     """The linear op of a packed weight with its prepared tensors and numbers.
 
@@ -140,6 +168,7 @@ def bind(
         activation: fused into the op.
         w8a8: quantise x as well and multiply integers.
         device: device type whose kernels will run, ``"cuda"`` or another; default: where ``packed`` is.
+        impl: ``"triton"`` for the Triton kernels, which read the tensors as they are saved; see ``uses_triton``.
 
     Raises:
         TypeError: if ``packed`` is no packed weight.
@@ -153,12 +182,15 @@ def bind(
         (4, 4, 'row', 'none')
     """
     device = device or packed.values.device.type
-    op = op_of(packed.pattern, w8a8=w8a8, device=device)
+    op = op_of(packed.pattern, w8a8=w8a8, device=device, impl=impl)
     assert op is not None
     names: tuple[str, ...] = packed.TENSORS
     tensors: tuple[Tensor, ...]
     tail: tuple[int | str, ...]
-    if device == "cuda":
+    if impl == _select.TRITON:
+        tensors = _saved(packed)
+        tail = (*packed.pattern.arguments(), activation, "canonical")
+    elif device == "cuda":
         tensors, layout = _for_cuda(packed)
         tail = (activation,)
         if not w8a8:
@@ -169,12 +201,15 @@ def bind(
     else:
         tensors = prepare(packed)
         tail = (*packed.pattern.arguments(), activation, "cpu")
-    return Bound(op, dict(zip(names, tensors, strict=True)), (*packed.shape, *tail))
+    return Bound(op, dict(zip(names, tensors, strict=True)), (*packed.shape, *tail), impl)
 
 
 def _for_cuda(packed: PackedWeight) -> tuple[tuple[Tensor, ...], str]:
     """The tensors that the CUDA kernels read, and the name of their layout."""
     if isinstance(packed, NMWeight):
         return nm_prepare_cuda(packed), "cuda"
-    tensors = tuple(getattr(packed, name).detach() for name in packed.TENSORS)
-    return tensors, "canonical"
+    return _saved(packed), "canonical"
+
+
+def _saved(packed: PackedWeight) -> tuple[Tensor, ...]:
+    return tuple(getattr(packed, name).detach() for name in packed.TENSORS)

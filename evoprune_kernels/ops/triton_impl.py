@@ -12,6 +12,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LOWEST = tl.constexpr(-(2**31))
 
 
+def architecture() -> int:
+    """Compute capability times ten that a launch compiles for; that of an A100 in Triton's interpreter."""
+    if triton.knobs.runtime.interpret:
+        return 80
+    return int(triton.runtime.driver.active.get_current_target().arch)
+
+
 @triton.jit
 def order_key(x):
     """fp32 -> int32 in the order of the ranks: -0.0 equals +0.0, NaN is below -inf (``_rank.ordered_keys``)."""

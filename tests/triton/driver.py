@@ -26,17 +26,19 @@ MAX_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas says about a kernel: registers a thread, spilled bytes, bytes of stack."""
+    """What ptxas says about a kernel: registers a thread, spilled bytes, bytes of stack; and its shared memory."""
 
     kernel: str
     arch: int
     registers: int
     spills: int
     stack: int
+    shared: int
 
 
-def resources(name: str, ptx: str, arch: int) -> Resources:
-    """The figures of Triton's own ptxas."""
+def resources(kernel: Any, arch: int) -> Resources:
+    """The figures of Triton's own ptxas, and of Triton, for a ``CompiledKernel``."""
+    ptx = kernel.asm["ptx"]
     folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     ptxas = folder / ("ptxas-blackwell" if arch >= 90 else "ptxas")  # as Triton itself chooses
     target = re.search(r"^\.target (\w+)", ptx, re.M)
@@ -48,7 +50,8 @@ def resources(name: str, ptx: str, arch: int) -> Resources:
     figures = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", said)
     registers = re.search(r"Used (\d+) registers", said)
     assert figures and registers, said
-    return Resources(name, arch, int(registers[1]), int(figures[2]), int(figures[1]))
+    used, spilled, stack = (int(n) for n in (registers[1], figures[2], figures[1]))
+    return Resources(kernel.name, arch, used, spilled, stack, kernel.metadata.shared)
 
 
 class _Utils:

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import torch
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from evoprune_kernels.ops import _triton
@@ -36,9 +37,21 @@ def correct_bfloat16() -> None:
     InterpreterBuilder.cast_impl = cast_to_nearest
 
 
+def correct_loop_bounds() -> None:
+    """A loaded scalar is an array [1]: NumPy 2.4 refuses it as a bound of ``range``, where Triton (3.6) calls int."""
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_index(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_and_index
+
+
 def serve() -> None:
     """Answer ``(op, args, kwargs)`` with ``(result, error, the arguments as they are now)``."""
     correct_bfloat16()
+    correct_loop_bounds()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what kernels print
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -15,7 +15,13 @@ from evoprune_kernels.ops.bitmask_pack.reference import (
 from tests.ops.test_nm_pack import same_bits
 from tests.triton.linear import arguments, check
 
-SMALL = [case for case in CASES if "70000" not in case.name]
+#: one case of each kernel, tail, dtype and activation: each costs a compilation of its own
+NAMES = (
+    "1x40x96", "3x40x96", "8x40x96", "9x40x96", "33x40x96", "1x33x61", "24x33x61", "4x20x3",
+    "8x1x1", "2x3x24x64", "24x64-", "0x16x32", "3x0x32", "3x16x0", "5x48x64",
+    "7x18x72-0.3-float32-bias-float32-gelu_tanh", "1x33x100", "11x33x100", "70x33x128", "6x19x50",
+)  # fmt: skip
+CHOSEN = [case for case in CASES if case.name.startswith(NAMES)]
 
 
 @pytest.mark.parametrize("case", PACK_CASES, ids=lambda case: case.name)
@@ -38,14 +44,9 @@ def test_several_tiles_a_row_special_values_and_views(run):
     assert same_bits(run("bitmask_unpack", *args), bitmask_unpack_reference(*args))
 
 
-@pytest.mark.parametrize("case", SMALL[::2], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
 def test_linear_is_accurate(run, case):
     check(run, "bitmask_linear", *case.args())
-
-
-@pytest.mark.parametrize("case", SMALL[1::2], ids=lambda case: case.name)
-def test_linear_is_accurate_in_the_interpreter(interpreter, case):
-    check(interpreter.call, "bitmask_linear", *case.args())
 
 
 def half(rows, columns, dtype=torch.float32):
@@ -71,17 +72,3 @@ def test_few_tokens_read_the_weight_once(simulated):
     stored = packed.values.nbytes + packed.bits.nbytes + packed.row_ptr.nbytes
     moved = simulated.stats["global.load.footprint"]
     assert stored + 512 * 2 <= moved + 64 and moved <= stored + 512 * 2 + 64  # whole sectors
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 8, 33])
-def test_no_spills(no_spills, tokens, dtype):
-    packed = half(64, 128, dtype)
-    x = torch.zeros(tokens, 128, dtype=dtype)
-    no_spills("bitmask_linear", *arguments(x, packed, torch.zeros(64), "gelu"))
-
-
-def test_packing_spills_nothing(no_spills):
-    weight = torch.randn(4, 64)
-    mask = weight > 0
-    no_spills("bitmask_unpack", *bitmask_pack_reference(weight, mask), 64)

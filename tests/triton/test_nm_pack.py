@@ -52,10 +52,3 @@ def test_the_memory_that_2_of_4_moves(simulated):
     counts = simulated.stats
     assert counts["global.store.sectors"] * 32 == weight.nbytes
     assert counts["global.load.footprint"] == values.nbytes + meta.nbytes
-
-
-@pytest.mark.parametrize("n, m, columns", PATTERNS)
-def test_no_spills(no_spills, n, m, columns):
-    weight, mask = torch.zeros(8, columns), torch.zeros(8, columns, dtype=torch.bool)
-    no_spills("nm_pack", weight, mask, n, m)
-    no_spills("nm_unpack", *nm_pack_reference(weight, mask, n, m), n, m, columns)

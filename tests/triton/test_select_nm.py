@@ -34,8 +34,3 @@ def test_every_byte_is_moved_once(simulated):
     assert counts["global.load.bytes"] == bytes_in == counts["global.load.sectors"] * 32
     assert counts["global.store.bytes"] == bytes_out == counts["global.store.sectors"] * 32
     assert counts["global.load.requests"] == bytes_in // (32 * 16), "16 bytes a lane"
-
-
-@pytest.mark.parametrize("n, m, columns", [(2, 4, 256), (2, 4, 61), (4, 32, 256), (3, 5, 60)])
-def test_no_spills(no_spills, n, m, columns):
-    no_spills("select_nm", torch.zeros(64, columns), n, m)
