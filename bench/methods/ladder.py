@@ -24,6 +24,13 @@ from bench.methods.data import TASKS, Task, load
 from bench.methods.plans import AFTER_TRAINING, Plan, plan_of
 from evoprune_kernels import measure, methods
 
+#: the average that a method needs of the dense training; the others need none
+AVERAGES = {
+    "evolution_threshold_2022": "sqrt",
+    "smart_bezier_2022": "sqrt",
+    "evolution_llm_2024": "linear",
+    "smart_prune_2023": "linear",
+}
 TESTS = ("tests/methods", "tests/optim/test_rules.py", "tests/optim/test_growth.py")
 
 
@@ -53,7 +60,7 @@ class Ladder:
         finetune = plan.finetune_steps or plan.finetune * batches
         self.finetune = min(finetune, batches) if quick else finetune
         self.cells: dict[str, Any] = {}
-        self.dense: dict[tuple[int, bool], methods.Dense | None] = {}
+        self.dense: dict[tuple[int, str], methods.Dense] = {}
 
     def run(
         self, arm: str, seed: int, sparsity: float | None, pattern: str = "unstructured"
@@ -64,8 +71,7 @@ class Ladder:
         options = dict(self.plan.options.get(arm, {}))
         if arm in ("evolution_threshold_2022", "smart_bezier_2022"):
             options["window"] = self.plan.window
-        average = arm in ("evolution_llm_2024", "smart_prune_2023")  # over all steps
-        dense = self.dense.get((seed, average)) if arm in (*AFTER_TRAINING, "dense") else None
+        dense = self.shared(arm, seed)
         result = methods.run(
             arm, task.make_model(seed), task.batches(seed), [task.validation_batch],
             steps=self.steps, finetune=self.finetune, sparsity=sparsity, pattern=pattern,
@@ -73,9 +79,18 @@ class Ladder:
             momentum=0.0 if adam else 0.9, exclude=self.plan.exclude, keep_best=True, seed=seed,
             dense=dense, progress=False, **options,
         )  # fmt: skip
-        if result.dense is not None and result.dense.averaging:
-            self.dense.setdefault((seed, average), result.dense)
+        if result.dense is not None:
+            self.dense.setdefault((seed, result.dense.averaging.get("averaging", "")), result.dense)
         return result
+
+    def shared(self, arm: str, seed: int) -> methods.Dense | None:
+        """Dense training of this seed that the arm can start from: with the average that it needs, else any."""
+        if arm not in (*AFTER_TRAINING, "dense"):
+            return None
+        averaging = AVERAGES.get(arm)
+        if averaging is not None:
+            return self.dense.get((seed, averaging))
+        return next((dense for (s, _), dense in self.dense.items() if s == seed), None)
 
     def measure(self, arm: str, seed: int, point: float | str) -> nn.Module | None:
         """Fill one cell, unless it is filled; the network, if it was trained now."""

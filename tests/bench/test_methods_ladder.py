@@ -57,6 +57,30 @@ def test_a_cut_off_run_keeps_its_cells(tmp_path, monkeypatch):
     assert record["results"]["cells"][key] == kept[key]  # the seconds, too: it was not run again
 
 
+def test_dense_training_is_shared_by_all_that_can(tmp_path, monkeypatch):
+    """One dense training for each average that an arm needs; arms without one take what is there."""
+    trained = []
+    real = ladder.methods.run
+
+    def spy(method, *args, dense, **kwargs):
+        if dense is None:
+            trained.append(method)
+        return real(method, *args, dense=dense, **kwargs)
+
+    monkeypatch.setattr(ladder.methods, "run", spy)
+    path = tmp_path / "digits.json"
+    arguments = ["methods", "--task", "digits", "--quick", "--no-gate", "--json", str(path)]
+    arms = [
+        "evolution_llm_2024",
+        "evolution_threshold_2022",
+        "smart_bezier_2022",
+        "random",
+        "wanda",
+    ]
+    assert main([*arguments, "--arms", *arms]) == 0
+    assert trained == ["dense", "evolution_threshold_2022", "evolution_llm_2024"]
+
+
 def told(record):
     metric = record["results"]["metric"]
     return [summary.sentence(verdict, metric) for verdict in summary.verdicts(record)]
