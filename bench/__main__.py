@@ -20,6 +20,7 @@ COMMANDS = {
         "the fused step against torch's fused AdamW and what people compose around it",
     ),
     "model": ("bench.model", "a transformer stack end to end: dense, masked dense, optimised"),
+    "ssprop": ("bench.ssprop", "ssProp's channel-sparse backward against the dense one"),
     "gpu": ("bench.gpu", "every CUDA kernel on the GPU at hand: correctness, then rivals"),
     "static": ("bench.static", "the CUDA kernels without a GPU: registers, traffic, budgets"),
     "costs": ("bench.costs", "the nm kernels' cost model: fit and write csrc/core/nm_costs.h"),
