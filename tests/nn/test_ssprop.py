@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from evoprune_kernels.nn import SSPropConv2d, SSPropLinear
-from evoprune_kernels.nn.ssprop_backward import channel_scores
+from evoprune_kernels.nn.ssprop_backward import channel_scores, select_channels
 from tests.tolerance import FLOOR, assert_accurate
 
 #: name -> (options of the layer, shape of the input)
@@ -233,6 +233,15 @@ def test_channels_last(name):
     assert actual[0].is_contiguous(**last)
     for a, t, s in zip(actual, truth, same, strict=True):
         assert_accurate(a, t, s)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_select_channels_keeps_the_layout(layout):
+    x = torch.randn(2, 6, 3, 5).contiguous(memory_format=layout)
+    for source in (x, x[:, :, ::2]):
+        chosen = select_channels(source, torch.tensor([1, 2, 5]))
+        assert torch.equal(chosen, torch.stack([source[:, c] for c in (1, 2, 5)], 1))
+    assert select_channels(x, torch.tensor([1, 2])).is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
