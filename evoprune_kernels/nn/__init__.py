@@ -8,6 +8,7 @@ from evoprune_kernels.nn.gate_losses import (
     clamp_bn_scales_,
     polarization_loss,
 )
+from evoprune_kernels.nn.gate_model import GatingReport, gate_model_
 from evoprune_kernels.nn.gates import (
     ChannelGate,
     collect_statistics,
@@ -27,6 +28,7 @@ __all__ = [
     "GatedBlock",
     "GatedConv2d",
     "GatedLinear",
+    "GatingReport",
     "SSPropConv2d",
     "SSPropLinear",
     "SSPropSchedule",
@@ -37,6 +39,7 @@ __all__ = [
     "clamp_bn_scales_",
     "collect_statistics",
     "freeze_gates",
+    "gate_model_",
     "gate_statistics",
     "gates_of",
     "hard_gate",
