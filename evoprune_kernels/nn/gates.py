@@ -354,13 +354,13 @@ def collect_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def freeze_gates(model: nn.Module) -> dict[str, Tensor]:
-    """``ChannelGate.freeze`` for every gate: layer name -> bool [C].
+    """``ChannelGate.freeze`` for every gate that is not frozen; the decisions of all: layer name -> bool [C].
 
     Raises:
         RuntimeError: if dynamic gates have counted nothing; no gate is frozen then.
     """
     gates = gates_of(model)
     for name, gate in gates.items():
-        if gate.dynamic and int(gate.seen) == 0:
+        if gate.decision is None and gate.dynamic and int(gate.seen) == 0:
             raise RuntimeError(f"{name}: expected counted samples, got 0: see collect_statistics")
-    return {name: gate.freeze() for name, gate in gates.items()}
+    return {name: gate.freeze(gate.decision) for name, gate in gates.items()}

@@ -255,6 +255,12 @@ def test_freeze_needs_counts_and_freezes_all_or_none():
     }
 
 
+def test_freeze_gates_keeps_what_is_decided():
+    layer = GatedConv2d(1, 2, 1)
+    layer.gate.freeze(torch.tensor([False, True]))
+    assert freeze_gates(layer)[""].tolist() == [False, True]
+
+
 def test_freeze_a_given_decision():
     gate, decision = ChannelGate(2), torch.tensor([False, True])
     gate.freeze(decision)
