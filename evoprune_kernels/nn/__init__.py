@@ -1,5 +1,6 @@
 """Layers that train dense and run their packed weights in eval mode, and layers with gates."""
 
+from evoprune_kernels.nn.compaction import Compacted, CompactionReport, compact
 from evoprune_kernels.nn.conv import GatedBlock, GatedConv2d, GatedLinear
 from evoprune_kernels.nn.conv1d import SparseConv1D, is_conv1d
 from evoprune_kernels.nn.gate_losses import (
@@ -25,6 +26,8 @@ from evoprune_kernels.nn.ssprop_schedule import SSPropSchedule
 
 __all__ = [
     "ChannelGate",
+    "Compacted",
+    "CompactionReport",
     "GatedBlock",
     "GatedConv2d",
     "GatedLinear",
@@ -38,6 +41,7 @@ __all__ = [
     "budget_loss",
     "clamp_bn_scales_",
     "collect_statistics",
+    "compact",
     "freeze_gates",
     "gate_model_",
     "gate_statistics",
