@@ -326,8 +326,9 @@ def test_compiled_whole_with_losses(dynamic):
     for (name, a), b in zip(model.named_parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
     assert model[0].gate.seen == 6 and torch.equal(model[0].gate.opened, eager[0].gate.opened)
-    whole = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(whole(model), step(eager))
+    if dynamic:  # the losses inside the graph too
+        whole = torch.compile(step, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(whole(model), step(eager))
 
 
 def test_compiled_at_several_sizes():
