@@ -253,11 +253,11 @@ def chargpt(folder: Path | None, limit: int = 200_000) -> Task:
         test,
         make_model=lambda seed: models.seeded(models.small_gpt, seed),
         batch_size=32,
-        epochs=12,
+        epochs=10,
         lr=1e-3,
         source=f"{limit:,} characters at most of {name}; a tenth is held out",
         scaled_down=(
-            "0.5 million parameters, a context of 64 and 12 epochs of 0.2 million characters, "
+            "0.5 million parameters, a context of 64 and 10 epochs of 0.2 million characters, "
             "for the papers' 10.8 million, 256 and 5,000 steps; another text"
         ),
         optimizer="adam",

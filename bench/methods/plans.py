@@ -83,8 +83,8 @@ PLANS = {
     ),
     "chargpt": Plan(
         ("evolution_llm_2024", "magnitude_uniform", "magnitude_global", "random"),
-        (0.3, 0.5, 0.6, 0.75, 0.9), finetune_steps=50,
-        nm=("evolution_llm_2024", "magnitude_uniform", "platon"), exclude=("head",),
+        (0.3, 0.5, 0.7, 0.9), finetune_steps=50, epochs=10,
+        nm=("evolution_llm_2024", "magnitude_uniform"), exclude=("head",),
     ),
 }  # fmt: skip
 

@@ -78,7 +78,7 @@ def test_dense_training_is_shared_by_all_that_can(tmp_path, monkeypatch):
         "wanda",
     ]
     assert main([*arguments, "--arms", *arms]) == 0
-    assert trained == ["dense", "evolution_threshold_2022", "evolution_llm_2024"]
+    assert trained == ["evolution_threshold_2022", "evolution_llm_2024"]
 
 
 def told(record):
