@@ -138,6 +138,16 @@ def test_without_fine_tuning_the_dense_model_is_the_same_for_all():
             assert torch.equal(result.model.get_parameter(name), kept)
 
 
+def test_a_result_saves_its_record(tmp_path):
+    result = finish("magnitude_global")
+    result.save(tmp_path / "run.json")
+    saved = json.loads((tmp_path / "run.json").read_text())
+    assert saved == json.loads(json.dumps(result.record))
+    assert (
+        saved["job"]["sparsity"] == 0.6 and len(saved["history"]) == 9
+    )  # 8 epochs, and the end of "train"
+
+
 def test_excluded_layers_stay_dense():
     result = finish("magnitude_global", exclude=["5"])
     assert sorted(result.masks) == ["0.weight", "3.weight"]
