@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arms", nargs="*", help="only these arms of the plan")
     parser.add_argument("--sparsities", nargs="*", type=float, help="instead of the plan's")
     parser.add_argument("--resume", action="store_true", help="keep the cells of the record")
+    parser.add_argument(
+        "--no-parts", action="store_true", help="leave out training on parts of the data"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--quick", action="store_true", help="an epoch, one seed; a test of the program, no figure"
@@ -174,7 +177,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 ladder.measure(arm, seed, "2:4")
             # last, so that it shares the dense training of an arm that needed an average of it
             extras.look("dense", seed, ladder.measure("dense", seed, 0.0))
-            extras.train_on_parts(seed, args.quick)
+            if not args.no_parts:
+                extras.train_on_parts(seed, args.quick)
     results = {
         "task": task.name,
         "metric": task.metric,
