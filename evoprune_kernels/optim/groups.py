@@ -11,17 +11,7 @@ from torch import nn
 
 from evoprune_kernels._check import check
 from evoprune_kernels.optim.config import PruneConfig
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is transformers' ``Conv1D``, a linear layer with its weight stored [in, out], or our sparse one.
-
-    Told by name: transformers is not imported, and ``nn`` is a sibling.
-    """
-    kind = type(module)
-    if kind.__name__ == "SparseConv1D":
-        return kind.__module__.startswith("evoprune_kernels.")
-    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+from evoprune_kernels.selection._layers import is_conv1d
 
 
 def prunable_groups(

@@ -69,7 +69,7 @@ class Layer:
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is transformers' ``Conv1D``, a linear layer whose weight is stored [in, out], or our sparse one.
 
-    Told by its name and fields: transformers is not imported, and ``nn`` lies above this package.
+    Told by its name and fields: transformers is not imported, and ``nn`` lies above. ``optim`` asks it, too.
     """
     kind = type(module).__name__
     return kind in ("Conv1D", "SparseConv1D") and hasattr(module, "nf") and hasattr(module, "nx")
