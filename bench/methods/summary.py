@@ -82,6 +82,8 @@ def verdicts(record: Mapping[str, Any]) -> list[Verdict]:
                 word = "one seed, so the spread is not known"
             elif abs(gap) > spread:
                 word = "better than its best control" if gap > 0 else "WORSE than its best control"
+            if reached := missed(record, arm, point):
+                word = f"not comparable, its masks reach {100 * reached:.4g} %"
             given.append(Verdict(arm, float(point), best, gap, spread, word))
     return given
 
@@ -103,10 +105,19 @@ def short(record: Mapping[str, Any]) -> str:
     given = verdicts(record)
     for arm in dict.fromkeys(v.arm for v in given):
         own = [v for v in given if v.arm == arm]
-        counts = [sum(v.word.startswith(w) for v in own) for w in ("better", "within", "WORSE")]
+        counts = [
+            sum(v.word.startswith(w) for v in own) for w in ("better", "within", "WORSE", "not")
+        ]
         gaps = ", ".join(f"{scale * v.gap:+.2f} at {100 * v.point:.4g}%" for v in own)
         rows.append([arm, *counts, gaps])
-    header = ("method", "better", "within the spread", "worse", f"gap to the best control, {unit}")
+    header = (
+        "method",
+        "better",
+        "within the spread",
+        "worse",
+        "other sparsity",
+        f"gap to the best control, {unit}",
+    )
     dense = [c["value"] for k, c in results["cells"].items() if k.startswith("dense|")]
     head = (
         f"`{results['task']}`: {results['source']}; {results['seeds']} seeds, {results['steps']} +"
@@ -158,6 +169,14 @@ def _two_of_four(record: Mapping[str, Any]) -> list[str]:
     metric = record["results"]["metric"]
     rows = [[arm, len(v), table.cell(v, metric)] for arm, v in found.items()]
     return ["## 2:4 masks", report.table(("arm", "seeds", metric), rows)]
+
+
+def missed(record: Mapping[str, Any], arm: str, point: str) -> float | None:
+    """The sparsity that is farthest from what was asked for, if it is more than 1 % away."""
+    cells = record["results"]["cells"]
+    found = [c["sparsity"] for k, c in cells.items() if k.startswith(f"{arm}|{point}|")]
+    worst = max(found, key=lambda s: abs(s - float(point)))
+    return worst if abs(worst - float(point)) > 0.01 else None
 
 
 def _missed(record: Mapping[str, Any]) -> list[str]:

@@ -106,6 +106,9 @@ def test_verdicts_are_about_the_spread():
         " better than its best control"
     )
     assert second.endswith("+0.50 points against magnitude_std (spread 10.00): within the spread")
+    over = {k: {**c, "sparsity": 0.98} if "_2022|0.9|" in k else c for k, c in cells.items()}
+    line = told({"results": {"metric": "accuracy", "cells": over}})[0]
+    assert line.endswith("not comparable, its masks reach 98 %")
     worse = {k: {**c, "value": 1 - c["value"]} for k, c in cells.items()}
     lines = told({"results": {"metric": "accuracy", "cells": worse}})
     assert "against random" in lines[0] and lines[0].endswith("WORSE than its best control")
