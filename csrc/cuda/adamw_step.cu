@@ -55,18 +55,27 @@ struct Adamw {
   }
 };
 
-template <typename P, typename S>
+template <typename P, typename S, bool kUsual>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocks<S>)
     adamw_step_kernel(const __grid_constant__ StepLaunch<AdamwStepArgs> launch) {
-  step_chunk<Adamw, P, S>(launch);
+  step_chunk<Adamw, P, S, kUsual>(launch);
+}
+
+template <bool kUsual>
+static void launch_adamw(const AdamwStepArgs& args, const StepItem* items, int64_t count,
+                         cudaStream_t stream) {
+  static constexpr StepKernel<AdamwStepArgs> kKernels[] = {
+      adamw_step_kernel<float, float, kUsual>, adamw_step_kernel<__nv_bfloat16, float, kUsual>,
+      adamw_step_kernel<__nv_bfloat16, __nv_bfloat16, kUsual>};
+  launch_steps<Adamw>(kKernels, args, items, count, stream);
 }
 
 void adamw_step(const AdamwStepArgs& args, const StepItem* items, int64_t count,
                 cudaStream_t stream) {
-  static constexpr StepKernel<AdamwStepArgs> kKernels[] = {
-      adamw_step_kernel<float, float>, adamw_step_kernel<__nv_bfloat16, float>,
-      adamw_step_kernel<__nv_bfloat16, __nv_bfloat16>};
-  launch_steps<Adamw>(kKernels, args, items, count, stream);
+  if (is_usual(args.shared))
+    launch_adamw<true>(args, items, count, stream);
+  else
+    launch_adamw<false>(args, items, count, stream);
 }
 
 }  // namespace evoprune::cuda

@@ -48,17 +48,26 @@ struct Sgd {
   }
 };
 
-template <typename P, typename S>
+template <typename P, typename S, bool kUsual>
 __global__ void __launch_bounds__(kStepThreads, kStepBlocks<S>)
     sgd_step_kernel(const __grid_constant__ StepLaunch<SgdStepArgs> launch) {
-  step_chunk<Sgd, P, S>(launch);
+  step_chunk<Sgd, P, S, kUsual>(launch);
+}
+
+template <bool kUsual>
+static void launch_sgd(const SgdStepArgs& args, const StepItem* items, int64_t count,
+                       cudaStream_t stream) {
+  static constexpr StepKernel<SgdStepArgs> kKernels[] = {
+      sgd_step_kernel<float, float, kUsual>, sgd_step_kernel<__nv_bfloat16, float, kUsual>,
+      sgd_step_kernel<__nv_bfloat16, __nv_bfloat16, kUsual>};
+  launch_steps<Sgd>(kKernels, args, items, count, stream);
 }
 
 void sgd_step(const SgdStepArgs& args, const StepItem* items, int64_t count, cudaStream_t stream) {
-  static constexpr StepKernel<SgdStepArgs> kKernels[] = {
-      sgd_step_kernel<float, float>, sgd_step_kernel<__nv_bfloat16, float>,
-      sgd_step_kernel<__nv_bfloat16, __nv_bfloat16>};
-  launch_steps<Sgd>(kKernels, args, items, count, stream);
+  if (is_usual(args.shared))
+    launch_sgd<true>(args, items, count, stream);
+  else
+    launch_sgd<false>(args, items, count, stream);
 }
 
 }  // namespace evoprune::cuda

@@ -110,21 +110,24 @@ __device__ __forceinline__ float importance_value(StepRule rule, float w, float 
 // importance += alpha * (value(w, g) - importance)
 template <int kCount>
 __device__ __forceinline__ void advance(StepCells<kCount>& cells, const float (&w)[kCount],
-                                        const StepShared& shared) {
+                                        const StepShared& shared, StepRule rule) {
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
-    const float value = importance_value(shared.rule, w[k], cells.g[k]);
+    const float value = importance_value(rule, w[k], cells.g[k]);
     cells.average[k] = shared.average.template operator()<FloatMath>(cells.average[k], value);
   }
 }
 
-// Elements i ... i + kCount of tensor t.
-template <typename Optimizer, typename P, typename S, int kCount>
+// Elements i ... i + kCount of tensor t. The usual step is compiled once more with its rule, its
+// point and no decay known, which saves a sixth of the instructions.
+template <typename Optimizer, typename P, typename S, bool kUsual, int kCount>
 __device__ __forceinline__ void step_elements(const typename Optimizer::Args& args,
                                               const StepTensor& t, const StepFactors& factors,
                                               int64_t i) {
   const StepShared& shared = args.shared;
   const bool masked = t.mask != nullptr, averages = shared.rule != StepRule::none;
+  const bool decays = !kUsual && shared.decays_masked;
+  const StepPoint point = kUsual ? StepPoint::stored : shared.point;
   StepCells<kCount> c;
   load<P>(c.g, t.grad, i);
   load<P>(c.w, t.param, i);
@@ -150,14 +153,14 @@ __device__ __forceinline__ void step_elements(const typename Optimizer::Args& ar
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     c.g[k] *= shared.sign;
-    const bool pruned = masked && !c.kept.at[k], decays = shared.decays_masked;
+    const bool pruned = masked && !c.kept.at[k];
     w_seen[k] = c.w[k];
     const float g = pruned && decays ? fmaf(c.w[k], shared.sparse_decay, c.g[k]) : c.g[k];
     const float w_new = Optimizer::step(args, t, factors, c, k, g);
     c.w[k] = to_float(rounded<P>(w_new, c.random[k][0] & 0xFFFFu, seeded));
-    if (shared.point == StepPoint::updated) w_seen[k] = c.w[k];
+    if (point == StepPoint::updated) w_seen[k] = c.w[k];
     if (pruned && !decays) c.w[k] = 0.0f;
-    if (shared.point == StepPoint::stored) w_seen[k] = c.w[k];
+    if (point == StepPoint::stored) w_seen[k] = c.w[k];
   }
   if (t.moment != nullptr) store<S, 0, 1>(t.moment, i, c.moment, c, seeded);
   if constexpr (Optimizer::kSquares) {
@@ -166,13 +169,31 @@ __device__ __forceinline__ void step_elements(const typename Optimizer::Args& ar
   }
   store<P, 0, 0>(t.param, i, c.w, c, false);  // rounded already
   if (averages) {
-    advance(c, w_seen, shared);
+    advance(c, w_seen, shared, kUsual ? StepRule::evolution : shared.rule);
     store<float, 0, 0>(t.importance, i, c.average, c, false);
   }
 }
 
+// Elements first ... last of tensor t, by all threads of the block.
+template <typename Optimizer, typename P, typename S, bool kUsual>
+__device__ __forceinline__ void step_span(const typename Optimizer::Args& args, const StepTensor& t,
+                                          const StepFactors& factors, int64_t first, int64_t last) {
+  const int64_t whole = t.vectors ? last / kStepVector * kStepVector : first;
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int64_t i = first + thread * kStepVector; i < whole; i += kStepThreads * kStepVector)
+    step_elements<Optimizer, P, S, kUsual, kStepVector>(args, t, factors, i);
+  for (int64_t i = whole + thread; i < last; i += kStepThreads)
+    step_elements<Optimizer, P, S, kUsual, 1>(args, t, factors, i);
+}
+
+// Whether the usual kernel does what is asked for.
+inline bool is_usual(const StepShared& shared) {
+  const bool evolution = shared.rule == StepRule::evolution && shared.point == StepPoint::stored;
+  return !shared.decays_masked && (shared.rule == StepRule::none || evolution);
+}
+
 // The chunk of this block.
-template <typename Optimizer, typename P, typename S>
+template <typename Optimizer, typename P, typename S, bool kUsual>
 __device__ __forceinline__ void step_chunk(const StepLaunch<typename Optimizer::Args>& launch) {
   const uint32_t chunk = blockIdx.x;
   int low = 0, high = launch.count - 1;  // the last tensor whose first chunk is <= chunk
@@ -188,12 +209,7 @@ __device__ __forceinline__ void step_chunk(const StepLaunch<typename Optimizer::
   if (factors.step == kSkipped) return;
   const int64_t first = (chunk - t.first_chunk) * kStepChunk;
   const int64_t last = first + kStepChunk < t.numel ? first + kStepChunk : t.numel;
-  const int64_t whole = t.vectors ? last / kStepVector * kStepVector : first;
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int64_t i = first + thread * kStepVector; i < whole; i += kStepThreads * kStepVector)
-    step_elements<Optimizer, P, S, kStepVector>(launch.args, t, factors, i);
-  for (int64_t i = whole + thread; i < last; i += kStepThreads)
-    step_elements<Optimizer, P, S, 1>(launch.args, t, factors, i);
+  step_span<Optimizer, P, S, kUsual>(launch.args, t, factors, first, last);
 }
 
 }  // namespace evoprune::cuda
