@@ -7,12 +7,14 @@
 #
 #   TORCH=torch==2.13.0   the torch to install        PYTHON=python3.12   the Python to use
 #   VENV=.venv            where to                    ARGS="tests/ops -k nm"   what pytest runs
+#   WORKERS=auto          test processes, a core each, 4 at most; 0: all tests in one process
 
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
             $(shell $(p) -c 'import sys; assert sys.version_info >= (3, 11); print("$(p)")' 2>/dev/null)))
 ARGS ?=
+WORKERS ?= auto
 
 BIN := $(abspath $(VENV))/bin
 STAMPS := $(VENV)/stamps
@@ -27,13 +29,13 @@ BUILD_EXT = EVOPRUNE_BUILD_DIR=$(abspath build/ninja)
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,9s/^# \{0,1\}//p' Makefile
+	@sed -n '3,10s/^# \{0,1\}//p' Makefile
 
 demo: $(STAMPS)/built
 	$(BIN)/python -m bench.demo
 
 test: $(STAMPS)/built-strict $(STAMPS)/simulated lint
-	$(BIN)/python -m pytest -rsfE $(ARGS)
+	$(BIN)/python -m pytest -rsfE --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal $(ARGS)
 
 lint: $(STAMPS)/installed
 	$(BIN)/ruff format --check .

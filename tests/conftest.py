@@ -96,19 +96,36 @@ def _count_simulated() -> None:
     Gpu.call = counted
 
 
-def pytest_configure():
+def pytest_configure(config):
     for op in ops.OPS.values():
         _count_calls(op)
     _count_dispatch()
     _count_simulated()
+    if hasattr(config, "workerinput"):  # one of several test processes: a core each
+        torch.set_num_threads(1)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report):
+    if getattr(report, "node", None) is not None:  # counted by the worker that ran it
+        return
     if report.when == "setup":
         _called.clear()
     elif report.when == "call" and report.passed:
         _passed.update(_called)
+
+
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist hands its counts to the process that writes the table."""
+    if hasattr(session.config, "workerinput"):
+        session.config.workeroutput["passed"] = [(*cell, n) for cell, n in _passed.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """The counts of a worker; one that died has none, and its test is reported as failed."""
+    for op, implementation, n in getattr(node, "workeroutput", {}).get("passed", ()):
+        _passed[op, implementation] += n
 
 
 def _has_cuda_kernel(op: Op) -> bool:
