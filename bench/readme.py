@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 #: ISA levels whose linear layers have a table
 LEVELS = ("avx512", "avx2")
 #: tasks of ``bench methods`` that have a table
-METHOD_TASKS = ("mnist", "fashion", "fashion-conv", "chargpt")
+METHOD_TASKS = ("mnist", "fashion", "fashion-conv", "chargpt", "chargpt-short")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -265,6 +265,16 @@ def chargpt(folder: Path | None, limit: int = 200_000) -> Task:
     )
 
 
+def chargpt_short(folder: Path | None) -> Task:
+    """``chargpt`` with as small a share of retraining as the paper's: a hundredth of the steps."""
+    task = chargpt(folder)
+    return replace(
+        task,
+        name="chargpt-short",
+        scaled_down=f"{task.scaled_down}. Retraining is 1 % of it, as theirs",
+    )
+
+
 def windows(tokens: Tensor, context: int) -> Split:
     """Characters [T] -> rows of ``context`` of them and, as labels, the same rows one place later."""
     count = (len(tokens) - 1) // context
@@ -281,4 +291,5 @@ TASKS: dict[str, Callable[[Path | None], Task]] = {
     "cifar": cifar,
     "digits": digits,
     "chargpt": chargpt,
+    "chargpt-short": chargpt_short,
 }

@@ -6,7 +6,7 @@ epochs). What is smaller here is in ``Task.scaled_down`` and in the fields below
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from evoprune_kernels._check import check
@@ -57,6 +57,12 @@ ROBUST = ("evolution_threshold_2022", "smart_bezier_2022", "magnitude_std", "mag
 #: SGD keeps no second moment, which "adam_fisher" reads
 WITHOUT_ADAM = tuple(arm for arm in (*AFTER_TRAINING, *IN_TRAINING) if arm != "adam_fisher")
 
+CHARGPT = Plan(
+    ("evolution_llm_2024", "magnitude_uniform", "magnitude_global", "random"),
+    (0.3, 0.5, 0.7, 0.9, 0.95, 0.98), finetune_steps=50, epochs=10,
+    nm=("evolution_llm_2024", "magnitude_uniform", "platon"), exclude=("head",),
+)  # fmt: skip
+
 PLANS = {
     "mnist": Plan(
         WITHOUT_ADAM, (0.80, 0.92, 0.955, 0.974, 0.988), finetune=30, window=50 / 60, robust_at=0.92,
@@ -81,11 +87,9 @@ PLANS = {
         WITHOUT_ADAM, (0.8, 0.9), finetune=10, window=0.5, robust_at=0.8, robust_arms=ROBUST[:3],
         shares=(0.25, 1.0),
     ),
-    "chargpt": Plan(
-        ("evolution_llm_2024", "magnitude_uniform", "magnitude_global", "random"),
-        (0.3, 0.5, 0.7, 0.9), finetune_steps=50, epochs=10,
-        nm=("evolution_llm_2024", "magnitude_uniform"), exclude=("head",),
-    ),
+    "chargpt": CHARGPT,
+    # 50 of 5,000 steps in the paper: the same share of ours
+    "chargpt-short": replace(CHARGPT, finetune_steps=7),
 }  # fmt: skip
 
 
