@@ -7,31 +7,19 @@ were. Images are float32 in ``bounds``; noisy and attacked images are clamped to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evoprune_kernels._check import check, check_shape
+from evoprune_kernels.selection.calibration import evaluating
 
 #: images at a time
 CHUNK = 250
 #: the range of the images
 BOUNDS = (0.0, 1.0)
 Bounds = tuple[float, float]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

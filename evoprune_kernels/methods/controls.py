@@ -21,13 +21,13 @@ from evoprune_kernels.methods.recipe import (
     train_stage,
 )
 from evoprune_kernels.optim import PruneConfig
-from evoprune_kernels.optim._selection import random_masks, select_all
+from evoprune_kernels.optim._selection import random_masks, select_group
 from evoprune_kernels.selection import rate_for, select_threshold
 
 
 def choose_top(run: Run, scores: dict[str, Tensor], config: PruneConfig) -> None:
     """Put into ``run.masks`` the masks of ``scores`` under the pattern, sparsity and scope of ``config``."""
-    masks = select_all(config, list(scores.values()), config.density)
+    masks = select_group(config, list(scores.values()), config.density)
     run.masks = dict(zip(scores, masks, strict=True))
 
 

@@ -20,7 +20,13 @@ from torch import Tensor
 from evoprune_kernels._check import check
 from evoprune_kernels.importance import get_rule
 from evoprune_kernels.optim._layout import local
-from evoprune_kernels.optim._selection import exchange, random_masks, select_all, shard_like, whole
+from evoprune_kernels.optim._selection import (
+    exchange,
+    random_masks,
+    select_group,
+    shard_like,
+    whole,
+)
 from evoprune_kernels.optim.config import PruneConfig
 
 Group = dict[str, Any]
@@ -70,7 +76,7 @@ class Masking(torch.optim.Optimizer):
             if config.grow is not None:
                 masks = random_masks(config, [p.shape for p in batch], kept)
             else:
-                masks = select_all(config, [self._scores(config, p) for p in batch], kept)
+                masks = select_group(config, [self._scores(config, p) for p in batch], kept)
             for param, mask in zip(batch, masks, strict=True):
                 self._put_mask(config, param, mask)
 

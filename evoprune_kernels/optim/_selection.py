@@ -107,7 +107,7 @@ def select_nm_ramp(scores: Tensor, n: int, m: int, kept: float) -> Tensor:
     return mask | dense.repeat_interleave(m, dim=1)[:, :columns]
 
 
-def select_all(config: PruneConfig, scores: list[Tensor], kept: float) -> list[Tensor]:
+def select_group(config: PruneConfig, scores: list[Tensor], kept: float) -> list[Tensor]:
     """The masks of a group's weights, each in the shape of its scores."""
     if config.scope == "global":
         return ops.select_topk_global(scores, kept)
