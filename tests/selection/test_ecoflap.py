@@ -222,7 +222,6 @@ def test_a_layer_without_effect_keeps_the_floor():
         ({"loss": lambda m, x: m(x).sum() * math.nan}, r"0\.weight: expected a finite loss"),
         ({"loss": lambda m, x: m[0](x).sum(), "order": "first"}, r"1\.weight: the loss does not"),
     ],
-    ids=str,
 )
 def test_rejects(options, message):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
