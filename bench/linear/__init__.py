@@ -40,6 +40,7 @@ TESTS = {
     BlockWeight: "tests/ops/test_block_linear.py",
     BitmaskWeight: "tests/ops/test_bitmask_linear.py",
 }
+COMMON_TESTS = "tests/ops/test_linear.py"
 STORED_TESTS = "tests/ops/test_stored_dtypes.py"
 W8A8_TESTS = "tests/ops/test_w8a8_linear.py"
 
@@ -147,7 +148,7 @@ def tests_of(patterns: list[str]) -> list[str]:
     kinds = dict.fromkeys(formats.format_of(split_pattern(pattern)[0]) for pattern in patterns)
     stored = [STORED_TESTS] if any("+" in pattern for pattern in patterns) else []
     w8a8 = [W8A8_TESTS] if any(stored_of(pattern).w8a8 for pattern in patterns) else []
-    return [TESTS[kind] for kind in kinds] + stored + w8a8
+    return [COMMON_TESTS, *(TESTS[kind] for kind in kinds), *stored, *w8a8]
 
 
 def measured(

@@ -104,7 +104,10 @@ def test_quick_writes_every_contender(tmp_path, pattern):
 
 
 def test_narrow_weights_are_gated_by_their_own_tests():
-    assert linear.tests_of(["2:4", "2:4v16"]) == ["tests/ops/test_nm_linear.py"]
+    assert linear.tests_of(["2:4", "2:4v16"]) == [
+        "tests/ops/test_linear.py",
+        "tests/ops/test_nm_linear.py",
+    ]
     assert linear.tests_of(["2:4+int8"])[-1] == linear.STORED_TESTS
     assert linear.tests_of(["2:4+w8a8"])[-1] == linear.W8A8_TESTS
 

@@ -10,7 +10,7 @@ from evoprune_kernels.formats import BlockWeight
 from evoprune_kernels.formats.block import blocks_of, rows_of
 from evoprune_kernels.ops.block_linear.backward import transpose_index
 from evoprune_kernels.ops.block_pack.cases import block_mask
-from tests.ops.test_block_linear import ACTIVATE
+from tests.ops.linears import ACTIVATE
 from tests.simulated import Gpu
 from tests.tolerance import assert_accurate
 

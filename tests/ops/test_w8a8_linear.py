@@ -13,15 +13,9 @@ from evoprune_kernels import _ext, formats, ops
 from evoprune_kernels.ops.w8a8_linear.cases import CASES, PATTERNS, random_mask
 from evoprune_kernels.ops.w8a8_linear.reference import quantize_tokens
 from evoprune_kernels.ops.w8a8_prepare.reference import unprepare
+from tests.ops.linears import ACTIVATE
 from tests.tolerance import assert_accurate
 
-ACTIVATE = {
-    "none": lambda z: z,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
-    "silu": F.silu,
-}
 EXACT = ("none", "relu")  # the other activations use exp, whose last bits are the level's
 
 
