@@ -17,6 +17,7 @@ from bench.peers.adapter import each
 
 
 def test_a_failing_gate_stops_the_command(failing_test, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(linear, "COMMON_TESTS", failing_test)
     monkeypatch.setattr(linear, "TESTS", dict.fromkeys(linear.TESTS, failing_test))
     target = tmp_path / "linear.json"
     assert main(["linear", "--quick", "--json", str(target)]) == 1
