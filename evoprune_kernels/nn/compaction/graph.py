@@ -128,7 +128,7 @@ class Graph:
         self.why_not = _why_not(traced)
         self._back: dict[fx.Node, Back] = {}
         self._pins: list[tuple[Tensor, str]] = []
-        self._memory: dict[fx.Node, fx.Node] = {}  # node -> whose memory it may share
+        self._memory: dict[fx.Node, fx.Node] = {}  # node -> what it may share memory with
         self._order = {node: i for i, node in enumerate(traced.graph.nodes)}
         self._like = next((p for p in traced.parameters() if p.is_floating_point()), torch.zeros(0))
 
@@ -156,7 +156,9 @@ class Graph:
 
     def share(self, node: fx.Node, source: fx.Node) -> None:
         """``node`` may lie in the memory of ``source``."""
-        self._memory[node] = self._memory.get(source, source)
+        node, source = self._owner(node), self._owner(source)
+        if node is not source:
+            self._memory[node] = source
 
     def fresh(self, node: fx.Node, like: Tensor | None = None) -> Features | None:
         """New slots for the features in dim 1 of ``node``, none of them fixed; None where it has no dim 1."""
@@ -183,12 +185,13 @@ class Graph:
             reach, come = f"it reaches {what}", f"it comes from {what}"
         for source in sources:
             self.pin(source, reach)
-            for other in self._sharers(source):
-                x = self.features[other]
+            for x in (self.features[n] for n in self._sharers(source) if n in self.features):
                 x.fixed = torch.zeros_like(x.fixed)
         for size in node.all_input_nodes:
             if size in self.sizes and self.reads_features(size):
                 self.pin(self.sizes[size][0], f"their number reaches {self.describe(node)}")
+        for read in node.all_input_nodes:  # it may give a view, or what it has changed
+            self.share(node, read)
         self.fresh(node)
         self.pin(node, come)
 
@@ -226,9 +229,14 @@ class Graph:
         users = {user for other in self._sharers(source) for user in other.users}
         return any(self._order[user] > self._order[node] for user in users)
 
+    def _owner(self, node: fx.Node) -> fx.Node:
+        while node in self._memory:
+            node = self._memory[node]
+        return node
+
     def _sharers(self, source: fx.Node) -> list[fx.Node]:
-        root = self._memory.get(source, source)
-        return [n for n in self.features if self._memory.get(n, n) is root]
+        owner = self._owner(source)
+        return [node for node in self._order if self._owner(node) is owner]
 
     # ---- the result ----
     def needed(self) -> dict[fx.Node, Tensor]:
