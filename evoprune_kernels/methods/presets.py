@@ -105,6 +105,8 @@ def run(
         steps: optimizer steps of training; methods that prune meanwhile reach their target here.
         finetune: optimizer steps after that, under the final masks.
         sparsity: share of zeros in the prunable weights, 0 <= sparsity < 1; None where the pattern fixes it.
+            Methods with gates: share of the gated layers' own weights that their closed channels hold; the record says
+            what went of the whole model. None for ``"dense"`` and ``"ssprop"``.
         pattern: ``"unstructured"``, ``"n:m"``, ``"block:RxC"`` or ``"channel"``; not every method takes every one.
         loss: ``(model, batch) -> scalar``; default: cross-entropy of ``(inputs, labels)``.
         evaluate: ``(model, validation) -> numbers``; default: ``loss`` and ``accuracy``.
