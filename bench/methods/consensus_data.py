@@ -80,7 +80,7 @@ def _scaled(task: Task, name: str, also: str, shape: dict[str, int]) -> Task:
         batch_size=32,
         epochs=5,
         lr=0.05,
-        source=task.source,
+        source=task.source.replace(", complete", ", a part"),
         scaled_down=(
             f"{also + '; ' if also else ''}{len(train):,} of the {len(task.train):,} training images, pooled from"
             f" {before}x{before} to {side}x{side}, 6 epochs in place of 160 to 200, no augmentation, a ResNet-20 of"
