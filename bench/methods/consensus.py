@@ -199,11 +199,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def measured(args: argparse.Namespace, path: Path) -> dict[str, Any]:
     """The record at ``path`` with its compacted networks measured against the dense one."""
     record = json.loads(path.read_text())
+    load = os.getloadavg()[0]
     with measure.threads(args.threads):
         found = consensus_energy.measure_all(record["results"], quick=args.quick)
     made = report.build("latency", found, gate=gate.check((), skip=True), threads=args.threads)
     kept = ("command", "commit", "date", "machine", "threads")
-    record["results"]["latency"] = {**found, **{key: made[key] for key in kept}}
+    record["results"]["latency"] = {**found, "load": load, **{key: made[key] for key in kept}}
     return _written(record, path)
 
 

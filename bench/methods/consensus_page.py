@@ -198,7 +198,8 @@ def markdown(record: Mapping[str, Any]) -> str:
             latency_table(found),
             f"Channels last, random weights of the shapes of seed 0. Energy: {found['energy']}."
             f"{' Quick: a test of the program, no figure.' if found['quick'] else ''} `{found['command']}`,"
-            f" {found['date']} at {found['commit']}: {found['machine']['cpu']}, {found['threads']} thread(s).",
+            f" {found['date']} at {found['commit']}: {found['machine']['cpu']},"
+            f" {found['threads']} thread(s), load {found['load']:.1f} before.",
         ]
     else:
         parts.append(
