@@ -19,10 +19,11 @@ import torch
 from torch import nn
 
 from bench import gate, report
-from bench.methods import evaluate, robust, summary
+from bench.methods import consensus, consensus_data, evaluate, robust, summary
 from bench.methods.data import TASKS, Task, load
 from bench.methods.plans import AFTER_TRAINING, Plan, plan_of
 from evoprune_kernels import measure, methods
+from evoprune_kernels._check import check
 
 #: the average that a method needs of the dense training; the others need none
 AVERAGES = {
@@ -36,7 +37,9 @@ TESTS = ("tests/methods", "tests/optim/test_rules.py", "tests/optim/test_growth.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m bench methods``."""
-    parser.add_argument("--task", choices=sorted(TASKS), default="digits")
+    parser.add_argument(
+        "--task", choices=sorted({*TASKS, *consensus_data.SHAPES}), default="digits"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--arms", nargs="*", help="only these arms of the plan")
     parser.add_argument("--sparsities", nargs="*", type=float, help="instead of the plan's")
@@ -44,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-parts", action="store_true", help="leave out training on parts of the data"
     )
+    parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="tasks consensus-*: measure the networks of the record, dense and compacted",
+    )
+    parser.add_argument("--width", type=int, help="tasks consensus-*: of the network's first stage")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--quick", action="store_true", help="an epoch, one seed; a test of the program, no figure"
@@ -158,6 +167,9 @@ def score(task: Task, model: nn.Module) -> float:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the plan of a task; returns the record that is written."""
+    if args.task in consensus_data.SHAPES:
+        return consensus.run(args)
+    check(not args.latency, f"--latency is for tasks {sorted(consensus_data.SHAPES)}")
     passed = gate.check(TESTS, skip=args.no_gate)
     task, plan = load(args.task), plan_of(args.task)
     path = Path(args.json or report.RESULTS / f"methods-{task.name}.json")

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.char_gpt import CharGPT, GPTConfig
 from bench.text import SYMBOLS
+from evoprune_kernels._check import check
 
 #: MNIST and Fashion-MNIST (methods: 784-256-128-64-10)
 MNIST_WIDTHS = (784, 256, 128, 64, 10)
@@ -50,6 +51,51 @@ def lenet(channels: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(84, 10),
     )
+
+
+class BasicBlock(nn.Module):
+    """``relu(norm(conv2(relu(norm(conv1(x))))) + shortcut(x))``, ``inner`` channels between the convolutions."""
+
+    def __init__(self, channels: int, out: int, stride: int, inner: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, inner, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(inner, out, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            projection = nn.Conv2d(channels, out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, channels, H, W] -> [B, out, H / stride, W / stride]."""
+        inner = self.relu(self.norm1(self.conv1(x)))
+        return self.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
+
+
+def resnet(
+    channels: int, width: int = 16, blocks: int = 3, inner: Sequence[int] | None = None
+) -> nn.Sequential:
+    """Images [B, channels, H, W] -> logits [B, 10]: ``blocks`` blocks in each of 3 stages (``width`` times 1, 2, 4).
+
+    ResNet-20 has 3 blocks and width 16; shortcuts that change the shape are 1x1 convolutions. ``inner`` gives every
+    block's channels between its two convolutions: what compaction leaves of them.
+    """
+    widths = [width << stage for stage in range(3) for _ in range(blocks)]
+    inner = widths if inner is None else inner
+    check(len(inner) == len(widths), f"expected {len(widths)} inner widths, got {len(inner)}")
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
+    before = width
+    for out, between in zip(widths, inner, strict=True):
+        layers.append(BasicBlock(before, out, 1 if out == before else 2, between))
+        before = out
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10)]
+    return nn.Sequential(*layers)
 
 
 def small_gpt() -> CharGPT:

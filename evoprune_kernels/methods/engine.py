@@ -102,6 +102,7 @@ class Engine:
         saved = self._load()
         if dense is not None:
             dense.check_fits(self.job, self.stages[0], self.recipe.name)
+        self.recipe.prepare(self.run)
         if saved is not None:
             self._restore(saved)
         elif dense is not None:
@@ -119,6 +120,7 @@ class Engine:
                 self._bar.close()
         if self.best is not None:
             self.run.model.load_state_dict(self.best["model"])
+        self.recipe.finish(self.run)
         self.seconds = time.perf_counter() - start
 
     def _run_stage(self, stage: Stage, saved: dict[str, Any] | None, start: float) -> None:
@@ -152,11 +154,14 @@ class Engine:
     def _one_step(self, stage: Stage) -> bool:
         """One optimizer step; whether it was the last of its epoch."""
         run = self.run
+        if run.batch == 0:
+            stage.begin_epoch(run)
         batch = self._next_batch()
         run.optimizer.zero_grad(set_to_none=True)
         with stage.around(run):
             loss = self.job.loss(run.model, batch)
-            loss.backward()
+            penalty = stage.penalty(run)
+            (loss if penalty is None else loss + penalty).backward()
         run.optimizer.step()
         run.step, run.total = run.step + 1, run.total + 1
         stage.after_step(run)

@@ -89,11 +89,20 @@ class Job:
         return PruneConfig(self.pattern, sparsity=self.sparsity, seed=self.seed, **changes)
 
     def make_optimizer(
-        self, model: nn.Module, prune: PruneConfig, lr: float | None = None
+        self,
+        model: nn.Module,
+        prune: PruneConfig,
+        lr: float | None = None,
+        apart: Mapping[str, float] | None = None,
     ) -> optim.AdamW | optim.SGD:
-        """The optimizer of a stage, over named groups: the weights of linear layers and convolutions are prunable."""
+        """The optimizer of a stage, over named groups: the weights of linear layers and convolutions are prunable.
+
+        ``apart``: parameters by name that have so many times the learning rate, and no weight decay.
+        """
         groups = optim.prunable_groups(model, prune, exclude=self.exclude, convolutions=True)
         rate = self.lr if lr is None else lr
+        if apart:
+            groups = _set_apart(groups, apart, rate)
         if self.optimizer == "adamw":
             return optim.AdamW(groups, lr=rate, weight_decay=self.weight_decay)
         return optim.SGD(groups, lr=rate, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -106,6 +115,20 @@ class Job:
         )  # fmt: skip
         described = {name: getattr(self, name) for name in names}
         return described | {"exclude": list(self.exclude), "options": dict(self.options)}
+
+
+def _set_apart(
+    groups: list[dict[str, Any]], apart: Mapping[str, float], rate: float
+) -> list[dict[str, Any]]:
+    """``groups`` without the parameters in ``apart``, and one more group for each factor of the learning rate."""
+    rest, taken = [], [pair for g in groups for pair in g["params"] if pair[0] in apart]
+    for group in groups:
+        pairs = [pair for pair in group["params"] if pair[0] not in apart]
+        rest += [{**group, "params": pairs}] if pairs else []
+    for factor in sorted({apart[name] for name, _ in taken}):
+        pairs = [pair for pair in taken if apart[pair[0]] == factor]
+        rest.append({"params": pairs, "prune": None, "lr": factor * rate, "weight_decay": 0.0})
+    return rest
 
 
 class Run:
@@ -121,6 +144,10 @@ class Run:
         self.averages: dict[str, Tensor] = {}
         #: numbers that a recipe carries from stage to stage
         self.numbers: dict[str, float] = {}
+        #: what ``Recipe.finish`` adds to the record
+        self.details: dict[str, Any] = {}
+        #: the plain, smaller model that ``Recipe.finish`` made, if it makes one
+        self.compacted: nn.Module | None = None
         #: steps taken in this stage, epoch of the run, batches of that epoch that were used
         self.step, self.epoch, self.batch = 0, 0, 0
         #: steps taken in all stages

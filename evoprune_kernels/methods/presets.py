@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from evoprune_kernels._check import check
-from evoprune_kernels.methods import controls, evolution, oneshot, ramps, smart
+from evoprune_kernels.methods import (
+    consensus,
+    controls,
+    evolution,
+    oneshot,
+    ramps,
+    smart,
+    ssprop,
+)
 from evoprune_kernels.methods.engine import Dense, Engine
 from evoprune_kernels.methods.job import (
     Batch,
@@ -29,7 +37,7 @@ from evoprune_kernels.methods.recipe import Recipe
 #: every method by name
 PRESETS: dict[str, Recipe] = {
     recipe.name: recipe
-    for module in (evolution, smart, ramps, oneshot, controls)
+    for module in (evolution, smart, ramps, oneshot, consensus, ssprop, controls)
     for recipe in module.RECIPES
 }
 
@@ -44,12 +52,15 @@ class Result:
             ``ek.optimize_for_inference`` take it from here.
         record: everything about the run that is a number or a word, for JSON.
         dense: the state after dense training, for methods that begin with it, else None.
+        compacted: the plain model without the closed channels, for methods that remove channels, else None; why there
+            is none stands in ``record["details"]``.
     """
 
     model: nn.Module
     masks: dict[str, Tensor]
     record: dict[str, Any] = field(repr=False)
     dense: Dense | None = field(default=None, repr=False)
+    compacted: nn.Module | None = field(default=None, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the record as JSON."""
@@ -94,6 +105,8 @@ def run(
         steps: optimizer steps of training; methods that prune meanwhile reach their target here.
         finetune: optimizer steps after that, under the final masks.
         sparsity: share of zeros in the prunable weights, 0 <= sparsity < 1; None where the pattern fixes it.
+            Methods with gates: share of the gated layers' own weights that their closed channels hold; the record says
+            what went of the whole model. None for ``"dense"`` and ``"ssprop"``.
         pattern: ``"unstructured"``, ``"n:m"``, ``"block:RxC"`` or ``"channel"``; not every method takes every one.
         loss: ``(model, batch) -> scalar``; default: cross-entropy of ``(inputs, labels)``.
         evaluate: ``(model, validation) -> numbers``; default: ``loss`` and ``accuracy``.
@@ -146,7 +159,7 @@ def run(
         recipe, job, model, checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=progress, log=log
     )  # fmt: skip
     engine.go(dense)
-    return Result(model, engine.run.masks, _record(engine), engine.dense)
+    return Result(model, engine.run.masks, _record(engine), engine.dense, engine.run.compacted)
 
 
 def _record(engine: Engine) -> dict[str, Any]:
@@ -162,6 +175,7 @@ def _record(engine: Engine) -> dict[str, Any]:
         "sparsity": run.sparsity(),
         "zeros": zeros,
         "numbers": run.numbers,
+        "details": run.details,
         "history": engine.history,
         "best_step": None if engine.best is None else engine.best["step"],
         "seconds": engine.seconds,

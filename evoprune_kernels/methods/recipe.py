@@ -7,6 +7,8 @@
     begin             ^ nothing               ^ choose masks, install them
     after_step        (every step)            (every step)
     end                              ^ remember averages    ^ remember masks
+
+Around the stages a recipe may change the model's layers: ``prepare`` before the first, ``finish`` behind the last.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from evoprune_kernels._check import check
 from evoprune_kernels.methods.job import Job, Run
 
@@ -24,6 +28,11 @@ Action = Callable[[Run], None]
 
 def nothing(run: Run) -> None:
     """Do nothing."""
+
+
+def no_penalty(run: Run) -> Tensor | None:
+    """Train on the job's loss alone."""
+    return None
 
 
 def plainly(run: Run) -> AbstractContextManager[None]:
@@ -43,6 +52,8 @@ class Stage:
         after_step: after every step; ``run.step`` counts it already.
         end: once, after the last step.
         around: what forward and backward run within.
+        penalty: what is added to the loss, after the forward of a step; None adds nothing.
+        begin_epoch: before the first batch of every epoch; ``run.step`` is the number of steps before it.
         best_from: the step from which the best state on the validation data may be kept, or None.
         averaging: for dense training that other runs may share: how it averages; None for any other stage.
     """
@@ -54,6 +65,8 @@ class Stage:
     after_step: Action = nothing
     end: Action = nothing
     around: Callable[[Run], AbstractContextManager[None]] = plainly
+    penalty: Callable[[Run], Tensor | None] = no_penalty
+    begin_epoch: Action = nothing
     best_from: int | None = None
     averaging: dict[str, Any] | None = None
 
@@ -67,12 +80,17 @@ class Recipe:
         source: paper and section.
         stages: of a job; raises ``ValueError`` for a job that the method cannot do.
         options: the method's own settings with their defaults.
+        prepare: changes layers before the first stage, also when a run resumes, before the state is loaded; raises
+            ``ValueError`` with the model unchanged.
+        finish: once, after the last stage, on the state that the run ends with.
     """
 
     name: str
     source: str
     stages: Callable[[Job], list[Stage]]
     options: dict[str, Any]
+    prepare: Action = nothing
+    finish: Action = nothing
 
     def options_of(self, job: Job) -> dict[str, Any]:
         """The defaults, overridden by the job's options; ``ValueError`` for one that the method does not have."""
