@@ -2,8 +2,8 @@
 
 ::
 
-    row of a tensor   param grad first second largest importance mask step | numel | first chunk
-    last row          the numbers of the step as doubles: lr, beta1, beta2, weight decay, 0 ..
+    row of a tensor   param grad first second largest importance mask step | numel | first chunk | index in the call
+    last row          the numbers of the step as doubles: lr, beta1, beta2, weight decay, 0 .. | seed
 
     chunks    | 0 | 1 | 2 | | 3 | | 4 | 5 |     CHUNK elements each; a program finds its tensor by bisection
 
@@ -12,8 +12,9 @@ int64 [count + 1, FIELDS]; the address of an absent tensor is 0. Tensors of one 
 
 from __future__ import annotations
 
+import contextlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,7 @@ from torch import Tensor
 from evoprune_kernels.ops._step import KERNEL_DTYPES
 
 CHUNK = 1024
-FIELDS = 10
-FIRST_CHUNK, NUMEL = 9, 8
+FIELDS = 11
 #: what the kernels index a row by
 POINTERS = ("param", "grad", "first", "second", "largest", "importance", "mask", "step")
 
@@ -40,9 +40,10 @@ class Table:
     param_dtype: torch.dtype
     state_dtype: torch.dtype
     aligned: bool
+    seeded: bool
 
 
-def tables(lists: Lists, numbers: Sequence[float]) -> list[Table]:
+def tables(lists: Lists, numbers: Sequence[float], seed: int | None) -> list[Table]:
     """One table for every combination of dtypes and alignment; ``lists`` in the order of ``POINTERS``."""
     params, firsts = lists[0], lists[2]
     groups: dict[tuple[torch.dtype, torch.dtype, bool], list[int]] = {}
@@ -52,17 +53,33 @@ def tables(lists: Lists, numbers: Sequence[float]) -> list[Table]:
             state = firsts[i].dtype if firsts else param.dtype
             aligned = not any(column[i] % 16 for column in addresses[:-1])
             groups.setdefault((param.dtype, state, aligned), []).append(i)
-    padding = [0.0] * (FIELDS - len(numbers))
-    last = list(struct.unpack(f"{FIELDS}q", struct.pack(f"{FIELDS}d", *numbers, *padding)))
+    padding = [0.0] * (FIELDS - 1 - len(numbers))
+    bits = struct.pack(f"{FIELDS - 1}dq", *numbers, *padding, seed or 0)
+    last = list(struct.unpack(f"{FIELDS}q", bits))
     found = []
     for (dtype, state, aligned), members in groups.items():
         rows, chunks = [], 0
         for i in members:
-            rows.append([*(column[i] for column in addresses), params[i].numel(), chunks])
+            rows.append([*(column[i] for column in addresses), params[i].numel(), chunks, i])
             chunks += -(-params[i].numel() // CHUNK)
         table = torch.tensor([*rows, last], dtype=torch.int64).to(params[0].device)
-        found.append(Table(table, len(rows), chunks, dtype, state, aligned))
+        seeded = seed is not None and dtype == torch.bfloat16
+        found.append(Table(table, len(rows), chunks, dtype, state, aligned, seeded))
     return found
+
+
+@contextlib.contextmanager
+def row_by_row(lists: Lists, seed: int | None) -> Iterator[Lists]:
+    """The lists with contiguous tensors where a seed counts the elements row by row; others are copied, and back."""
+    if seed is None or all(t.is_contiguous() for t in lists[0] if t.dtype == torch.bfloat16):
+        yield lists
+        return
+    rows = tuple([t.contiguous() for t in tensors] for tensors in lists)
+    yield rows
+    for copies, originals in zip(rows, lists, strict=True):
+        for copied, original in zip(copies, originals, strict=True):
+            if copied is not original:
+                original.copy_(copied)
 
 
 def use_of_masks(lists: Lists, sparse_decay: float) -> str:

@@ -72,10 +72,12 @@ def store_outputs(
 
 
 # ---- optimizer steps: see ops/_step_table.py ----
-FIELDS = tl.constexpr(10)
+FIELDS = tl.constexpr(11)
+STEP = tl.constexpr(7)
 NUMEL = tl.constexpr(8)
 FIRST_CHUNK = tl.constexpr(9)
-STEP = tl.constexpr(7)
+INDEX = tl.constexpr(10)
+SEED = tl.constexpr(10)  # of the last row
 
 
 @triton.jit
@@ -113,6 +115,38 @@ def power(base, exponent):
         result = tl.where((exponent & 1) == 1, result * base, result)
         base = base * base
         exponent = exponent >> 1
+    return result
+
+
+@triton.jit
+def draw(table_ptr, count, row_ptr, first, CHUNK: tl.constexpr, SEEDED: tl.constexpr):
+    """Both random words of the elements ``first`` .. ``first + CHUNK`` of a tensor, as csrc/core/philox.h draws them.
+
+    Philox gives the words of two elements, so it is evaluated once a pair. Without a seed: 0.
+    """
+    if SEEDED:
+        pair = first // 2 + tl.arange(0, CHUNK // 2)
+        step = tl.load(tensor_at(row_ptr, STEP, tl.float32, False)).to(tl.uint32)
+        even_a, even_b, odd_a, odd_b = tl.philox(
+            tl.load(table_ptr + count * FIELDS + SEED),
+            pair.to(tl.uint32), (pair >> 32).to(tl.uint32), tl.load(row_ptr + INDEX).to(tl.uint32), step,
+        )  # fmt: skip
+        a, b = tl.interleave(even_a, odd_a), tl.interleave(even_b, odd_b)
+    else:
+        a = tl.zeros((CHUNK,), tl.uint32)
+        b = a
+    return a, b
+
+
+@triton.jit
+def rounded(x, T: tl.constexpr, random, HALF: tl.constexpr, SEEDED: tl.constexpr):
+    """fp32 -> T to nearest even; with a seed to bf16, up with the probability of what is cut off; NaN stays."""
+    if SEEDED and T.is_bf16():
+        bits = x.to(tl.uint32, bitcast=True)
+        up = (bits + ((random >> (16 * HALF)) & 0xFFFF)) >> 16
+        result = tl.where(x != x, (bits >> 16) | 0x40, up).to(tl.uint16).to(T, bitcast=True)
+    else:
+        result = x.to(T)
     return result
 
 
@@ -167,12 +201,12 @@ def decay_masked(
 
 @triton.jit
 def put_weight(
-    row_ptr, param_ptr, at, inside, old, new, gradient, factor,
+    row_ptr, param_ptr, at, inside, old, new, gradient, factor, random,
     MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr, FROM_STATE: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    ALIGNED: tl.constexpr, SEEDED: tl.constexpr,
 ):  # fmt: skip
     """Stores the new weight, +0.0 where masks prune it, and advances the importance of the weight that it has SEEN."""
-    updated = new.to(param_ptr.dtype.element_ty)
+    updated = rounded(new, param_ptr.dtype.element_ty, random, 0, SEEDED)
     stored = updated
     if MASKS == "zero":
         stored = tl.where(get_mask(row_ptr, at, inside, ALIGNED), updated, 0.0)

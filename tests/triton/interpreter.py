@@ -16,7 +16,7 @@ from tests.triton.runner import receive, send
 
 
 def correct_bfloat16() -> None:
-    """The interpreter keeps bfloat16 as uint16: it rounds to it towards zero, and its dot multiplies the integers."""
+    """The interpreter keeps bfloat16 as uint16: it casts towards zero, and denormals wrong; dot multiplies integers."""
     create_dot, cast_impl = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
     def widened(handle: TensorHandle) -> TensorHandle:
@@ -28,6 +28,8 @@ def correct_bfloat16() -> None:
         return create_dot(self, widened(a), widened(b), *rest)
 
     def cast_to_nearest(self, source, kind):
+        if kind.scalar == tl.float32:
+            source = widened(source)
         if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
             rounded = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16)
             return TensorHandle(rounded.numpy().view(np.uint16), kind.scalar)

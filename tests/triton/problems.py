@@ -141,10 +141,13 @@ def gate_problem(*shape: int, dtype: torch.dtype, last: bool, backward: bool) ->
 
 def step_problems() -> list[Problem]:
     """The optimizer steps, which write their weights: compiled only."""
+    ops = ("adamw_step_", 2, ADAMW), ("sgd_step_", 1, SGD)
     return [
-        Problem(f"{op} {NAMES[dtype]}", op, step(moments, 2, 2048, dtype, F32), 4096, options=options)
-        for op, moments, options in (("adamw_step_", 2, ADAMW), ("sgd_step_", 1, SGD))
-        for dtype in (F32, BF16)
+        Problem(f"{op} {name}", op, step(moments, 2, 2048, dtype, state), 4096, options={**options, "seed": seed})
+        for op, moments, options in ops
+        for dtype, state, seed, name in (
+            (F32, F32, None, "f32"), (BF16, F32, None, "bf16"), (BF16, BF16, 3, "bf16, state bf16, seed"),
+        )
     ]  # fmt: skip
 
 

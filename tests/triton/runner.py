@@ -51,6 +51,8 @@ class _Allocations(TorchDispatchMode):
             self.kept.append(tensor)
             if func._schema.name in _EMPTY:
                 self.driver.fresh.add(tensor.untyped_storage().data_ptr())
+            elif func._schema.name == "aten::clone":  # which a table of pointers may hold
+                self.driver.know(tensor)
         return result
 
 

@@ -56,10 +56,13 @@ def test_what_a_launcher_cannot_take_goes_to_the_reference_unless_insisted_on():
         _triton.run(op, True, scores, 2, 4)
 
 
-def test_a_seed_is_for_the_reference():
-    for name in ("adamw_step_", "sgd_step_"):
-        _, unfit = _triton.implementation(name)
-        assert "takes no seed, got 3" in unfit(*[[]] * 8, momentum=0.0, seed=3)
+def test_a_seed_is_for_the_kernels_too_but_not_with_importances_in_bf16():
+    p = Problem.make([(3,)], torch.bfloat16)
+    p.draw_gradients(0)
+    _, unfit = _triton.implementation("sgd_step_")
+    assert unfit(*arguments(p), momentum=0.9, seed=3) is None
+    p.importances = [t.bfloat16() for t in p.importances]
+    assert "got torch.bfloat16" in unfit(*arguments(p), momentum=0.9, seed=3)
 
 
 def test_fake_cuda_tensors_see_the_shapes():

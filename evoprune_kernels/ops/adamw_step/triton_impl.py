@@ -10,6 +10,7 @@
 
 Every element is read once and written once: bound by memory, 16 to 31 bytes an element in fp32. fp32 math, stored once.
 Deterministic: every element is computed on its own. ``found_inf`` is read on the device: nothing waits.
+With a seed bf16 is rounded randomly by the bits of csrc/core/philox.h, one evaluation for two elements.
 Table: ``ops/_step_table.py``. Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
 """
 
@@ -26,16 +27,19 @@ from torch import Tensor
 from evoprune_kernels.ops import _step, _step_table
 from evoprune_kernels.ops.triton_impl import (
     FIELDS,
+    FIRST_CHUNK,
     NUMEL,
     STEP,
     TYPES,
     average,
     decay_masked,
+    draw,
     find_tensor,
     get_gradient,
     number_at,
     power,
     put_weight,
+    rounded,
     tensor_at,
 )
 
@@ -74,7 +78,7 @@ def adamw_step_kernel(
     P: tl.constexpr, S: tl.constexpr, AMSGRAD: tl.constexpr, HAS_SCALE: tl.constexpr,
     HAS_FOUND: tl.constexpr, MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr,
     MOMENT_FROM_STATE: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr,
+    SEEDED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     if HAS_FOUND:  # noqa: SIM102 (a constant: without a scaler nothing is read)
         if tl.load(found_ptr) != 0:
@@ -82,11 +86,13 @@ def adamw_step_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     i = find_tensor(table_ptr, chunk, count)
     row_ptr = table_ptr + i * FIELDS
-    at = (chunk - tl.load(row_ptr + NUMEL + 1)) * CHUNK + tl.arange(0, CHUNK)
+    first = (chunk - tl.load(row_ptr + FIRST_CHUNK)) * CHUNK
+    at = first + tl.arange(0, CHUNK)
     inside = at < tl.load(row_ptr + NUMEL)
     step_size = tl.load(factors_ptr + i * 3)
     root = tl.load(factors_ptr + i * 3 + 1)
     decay = tl.load(factors_ptr + i * 3 + 2)
+    a, b = draw(table_ptr, count, row_ptr, first, CHUNK, SEEDED)
 
     param_ptr = tensor_at(row_ptr, 0, P, ALIGNED)
     grad_ptr = tensor_at(row_ptr, 1, P, ALIGNED)
@@ -97,29 +103,27 @@ def adamw_step_kernel(
     first_ptr = tensor_at(row_ptr, 2, S, ALIGNED) + at
     m = tl.load(first_ptr, mask=inside, other=0.0).to(tl.float32)
     m = average(m, g, moment_factor, MOMENT_FROM_STATE)
-    tl.store(first_ptr, m.to(S), mask=inside)
+    tl.store(first_ptr, rounded(m, S, a, 1, SEEDED), mask=inside)
 
     second_ptr = tensor_at(row_ptr, 3, S, ALIGNED) + at
     v = tl.load(second_ptr, mask=inside, other=0.0).to(tl.float32) * beta2 + square_weight * g * g
-    tl.store(second_ptr, v.to(S), mask=inside)
+    tl.store(second_ptr, rounded(v, S, b, 0, SEEDED), mask=inside)
     if AMSGRAD:
         largest_ptr = tensor_at(row_ptr, 4, S, ALIGNED) + at
         largest = tl.load(largest_ptr, mask=inside, other=0.0).to(tl.float32)
         v = tl.where((largest > v) | (largest != largest), largest, v)  # NaN of either stays
-        tl.store(largest_ptr, v.to(S), mask=inside)
+        tl.store(largest_ptr, rounded(v, S, b, 1, SEEDED), mask=inside)
 
     denominator = tl.div_rn(tl.sqrt_rn(v), root) + eps
     new = old * decay - tl.div_rn(step_size * m, denominator)
     put_weight(
-        row_ptr, param_ptr, at, inside, old, new, gradient, alpha_factor,
-        MASKS, RULE, SEEN, FROM_STATE, ALIGNED,
+        row_ptr, param_ptr, at, inside, old, new, gradient, alpha_factor, a,
+        MASKS, RULE, SEEN, FROM_STATE, ALIGNED, SEEDED,
     )  # fmt: skip
 
 
 def adamw_step_unfit(*lists: Sequence[Tensor], **numbers: Any) -> str | None:
     """Why the kernels cannot run, or None."""
-    if numbers.get("seed") is not None:
-        return f"rounds to nearest even and takes no seed, got {numbers['seed']}"
     return _step_table.unfit(
         lists, [numbers[k] for k in ("lr", "grad_scale", "found_inf") if k in numbers]
     )
@@ -129,7 +133,7 @@ def adamw_step_triton(
     *lists: Sequence[Tensor], lr: float | Tensor, beta1: float, beta2: float, eps: float,
     weight_decay: float, amsgrad: bool, maximize: bool, rule: str, alpha: float,
     grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
-    seed: None = None, point: str = "", sparse_decay: float = 0.0,
+    seed: int | None = None, point: str = "", sparse_decay: float = 0.0,
 ) -> None:  # fmt: skip
     """As ``adamw_step_reference``; two launches for each combination of dtypes."""
     _step.check_options(
@@ -140,22 +144,23 @@ def adamw_step_triton(
     numbers = (0.0 if isinstance(lr, Tensor) else lr, beta1, beta2, weight_decay)
     flags = {"HAS_FOUND": found_inf is not None, "enable_fp_fusion": True}
     _step_table.advance_empty(lists, found_inf)
-    for table in _step_table.tables(lists, numbers):
-        factors = torch.empty(table.count, 3, device=table.rows.device)
-        found = factors if found_inf is None else found_inf
-        adamw_prepare_kernel[(triton.cdiv(table.count, TENSORS),)](
-            table.rows, factors, lr if tensor_lr else factors, found, table.count,
-            TENSOR_LR=tensor_lr, TENSORS=TENSORS, **flags,
-        )  # fmt: skip
-        first_weight = 1 - beta1
-        adamw_step_kernel[(table.chunks,)](
-            table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
-            first_weight if first_weight < 0.5 else first_weight - 1, beta2, 1 - beta2, eps,
-            -1.0 if maximize else 1.0, alpha if alpha < 0.5 else alpha - 1, float(sparse_decay),
-            P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], AMSGRAD=amsgrad,
-            HAS_SCALE=grad_scale is not None, MASKS=_step_table.use_of_masks(lists, sparse_decay),
-            RULE=rule if _step.keeps_state(rule) else "none",
-            SEEN=_step.weight_seen(rule, point), FROM_STATE=alpha < 0.5,
-            MOMENT_FROM_STATE=first_weight < 0.5, ALIGNED=table.aligned,
-            CHUNK=_step_table.CHUNK, **flags,
-        )  # fmt: skip
+    first_weight = 1 - beta1
+    with _step_table.row_by_row(lists, seed) as rows:
+        for table in _step_table.tables(rows, numbers, seed):
+            factors = torch.empty(table.count, 3, device=table.rows.device)
+            found = factors if found_inf is None else found_inf
+            adamw_prepare_kernel[(triton.cdiv(table.count, TENSORS),)](
+                table.rows, factors, lr if tensor_lr else factors, found, table.count,
+                TENSOR_LR=tensor_lr, TENSORS=TENSORS, **flags,
+            )  # fmt: skip
+            adamw_step_kernel[(table.chunks,)](
+                table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
+                first_weight if first_weight < 0.5 else first_weight - 1, beta2, 1 - beta2, eps,
+                -1.0 if maximize else 1.0, alpha if alpha < 0.5 else alpha - 1, float(sparse_decay),
+                P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], AMSGRAD=amsgrad,
+                HAS_SCALE=grad_scale is not None, MASKS=_step_table.use_of_masks(lists, sparse_decay),
+                RULE=rule if _step.keeps_state(rule) else "none",
+                SEEN=_step.weight_seen(rule, point), FROM_STATE=alpha < 0.5,
+                MOMENT_FROM_STATE=first_weight < 0.5, ALIGNED=table.aligned, SEEDED=table.seeded,
+                CHUNK=_step_table.CHUNK, **flags,
+            )  # fmt: skip

@@ -10,6 +10,7 @@
 
 Every element is read once and written once: bound by memory, 12 to 25 bytes an element in fp32. fp32 math, stored once.
 Deterministic: every element is computed on its own. ``found_inf`` is read on the device: nothing waits.
+With a seed bf16 is rounded randomly by the bits of csrc/core/philox.h, one evaluation for two elements.
 Table: ``ops/_step_table.py``. Source: the form of ``torch.optim.SGD``, after Sutskever et al., ICML 2013.
 """
 
@@ -26,14 +27,17 @@ from torch import Tensor
 from evoprune_kernels.ops import _step, _step_table
 from evoprune_kernels.ops.triton_impl import (
     FIELDS,
+    FIRST_CHUNK,
     NUMEL,
     STEP,
     TYPES,
     decay_masked,
+    draw,
     find_tensor,
     get_gradient,
     number_at,
     put_weight,
+    rounded,
     tensor_at,
 )
 
@@ -66,8 +70,8 @@ def sgd_step_kernel(
     momentum, undamped, decay, sign, alpha_factor, sparse_decay,
     P: tl.constexpr, S: tl.constexpr, HAS_MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
     HAS_DECAY: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND: tl.constexpr,
-    MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
-    CHUNK: tl.constexpr,
+    MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr, FROM_STATE: tl.constexpr,
+    ALIGNED: tl.constexpr, SEEDED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     if HAS_FOUND:  # noqa: SIM102 (a constant: without a scaler nothing is read)
         if tl.load(found_ptr) != 0:
@@ -75,10 +79,12 @@ def sgd_step_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     i = find_tensor(table_ptr, chunk, count)
     row_ptr = table_ptr + i * FIELDS
-    at = (chunk - tl.load(row_ptr + NUMEL + 1)) * CHUNK + tl.arange(0, CHUNK)
+    first = (chunk - tl.load(row_ptr + FIRST_CHUNK)) * CHUNK
+    at = first + tl.arange(0, CHUNK)
     inside = at < tl.load(row_ptr + NUMEL)
     later = tl.load(factors_ptr + i * 2) == 0.0
     lr = tl.load(factors_ptr + i * 2 + 1)
+    a, _ = draw(table_ptr, count, row_ptr, first, CHUNK, SEEDED)
 
     param_ptr = tensor_at(row_ptr, 0, P, ALIGNED)
     grad_ptr = tensor_at(row_ptr, 1, P, ALIGNED)
@@ -93,11 +99,11 @@ def sgd_step_kernel(
         buffer_ptr = tensor_at(row_ptr, 2, S, ALIGNED) + at
         b = tl.load(buffer_ptr, mask=inside, other=0.0).to(tl.float32)
         b = tl.where(later, b * momentum + undamped * d, d)
-        tl.store(buffer_ptr, b.to(S), mask=inside)
+        tl.store(buffer_ptr, rounded(b, S, a, 1, SEEDED), mask=inside)
         d = d + momentum * b if NESTEROV else b
     put_weight(
-        row_ptr, param_ptr, at, inside, old, old - lr * d, gradient, alpha_factor,
-        MASKS, RULE, SEEN, FROM_STATE, ALIGNED,
+        row_ptr, param_ptr, at, inside, old, old - lr * d, gradient, alpha_factor, a,
+        MASKS, RULE, SEEN, FROM_STATE, ALIGNED, SEEDED,
     )  # fmt: skip
 
 
@@ -109,8 +115,6 @@ def _lists(lists: tuple[Sequence[Tensor], ...], momentum: float) -> _step_table.
 
 def sgd_step_unfit(*lists: Sequence[Tensor], **numbers: Any) -> str | None:
     """Why the kernels cannot run, or None."""
-    if numbers.get("seed") is not None:
-        return f"rounds to nearest even and takes no seed, got {numbers['seed']}"
     ones = [numbers.get(k) for k in ("lr", "grad_scale", "found_inf")]
     return _step_table.unfit(_lists(lists, numbers["momentum"]), ones)
 
@@ -119,7 +123,7 @@ def sgd_step_triton(
     *lists: Sequence[Tensor], lr: float | Tensor, momentum: float, dampening: float,
     weight_decay: float, nesterov: bool, maximize: bool, rule: str, alpha: float,
     grad_scale: Tensor | None = None, found_inf: Tensor | None = None,
-    seed: None = None, point: str = "", sparse_decay: float = 0.0,
+    seed: int | None = None, point: str = "", sparse_decay: float = 0.0,
 ) -> None:  # fmt: skip
     """As ``sgd_step_reference``; two launches for each combination of dtypes."""
     _step.check_options(
@@ -130,20 +134,22 @@ def sgd_step_triton(
     tensor_lr = isinstance(lr, Tensor)
     flags = {"HAS_FOUND": found_inf is not None, "enable_fp_fusion": True}
     _step_table.advance_empty(lists, found_inf)
-    for table in _step_table.tables(lists, [0.0 if isinstance(lr, Tensor) else lr]):
-        factors = torch.empty(table.count, 2, device=table.rows.device)
-        found = factors if found_inf is None else found_inf
-        sgd_prepare_kernel[(triton.cdiv(table.count, TENSORS),)](
-            table.rows, factors, lr if tensor_lr else factors, found, table.count,
-            TENSOR_LR=tensor_lr, TENSORS=TENSORS, **flags,
-        )  # fmt: skip
-        sgd_step_kernel[(table.chunks,)](
-            table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
-            float(momentum), 1.0 - dampening, float(weight_decay), -1.0 if maximize else 1.0,
-            alpha if alpha < 0.5 else alpha - 1, float(sparse_decay),
-            P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], HAS_MOMENTUM=momentum != 0,
-            NESTEROV=nesterov, HAS_DECAY=weight_decay != 0, HAS_SCALE=grad_scale is not None,
-            MASKS=_step_table.use_of_masks(lists, sparse_decay), RULE=rule if _step.keeps_state(rule) else "none",
-            SEEN=_step.weight_seen(rule, point),
-            FROM_STATE=alpha < 0.5, ALIGNED=table.aligned, CHUNK=_step_table.CHUNK, **flags,
-        )  # fmt: skip
+    with _step_table.row_by_row(lists, seed) as rows:
+        for table in _step_table.tables(rows, [0.0 if isinstance(lr, Tensor) else lr], seed):
+            factors = torch.empty(table.count, 2, device=table.rows.device)
+            found = factors if found_inf is None else found_inf
+            sgd_prepare_kernel[(triton.cdiv(table.count, TENSORS),)](
+                table.rows, factors, lr if tensor_lr else factors, found, table.count,
+                TENSOR_LR=tensor_lr, TENSORS=TENSORS, **flags,
+            )  # fmt: skip
+            sgd_step_kernel[(table.chunks,)](
+                table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
+                float(momentum), 1.0 - dampening, float(weight_decay), -1.0 if maximize else 1.0,
+                alpha if alpha < 0.5 else alpha - 1, float(sparse_decay),
+                P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], HAS_MOMENTUM=momentum != 0,
+                NESTEROV=nesterov, HAS_DECAY=weight_decay != 0, HAS_SCALE=grad_scale is not None,
+                MASKS=_step_table.use_of_masks(lists, sparse_decay),
+                RULE=rule if _step.keeps_state(rule) else "none",
+                SEEN=_step.weight_seen(rule, point), FROM_STATE=alpha < 0.5,
+                ALIGNED=table.aligned, SEEDED=table.seeded, CHUNK=_step_table.CHUNK, **flags,
+            )  # fmt: skip
