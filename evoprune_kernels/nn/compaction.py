@@ -18,6 +18,7 @@ from evoprune_kernels.nn.conv import (
     GatedLinear,
     _record_positions,
 )
+from evoprune_kernels.nn.gate_norm import unfuse_gate_norm_
 from evoprune_kernels.nn.gates import freeze_gates, gates_of
 from evoprune_kernels.nn.swap import paths, replace
 
@@ -118,6 +119,7 @@ def compact(model: nn.Module, example_inputs: Any) -> Compacted:
     )
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     gated = copy.deepcopy(model).eval()
+    unfuse_gate_norm_(gated)
     freeze_gates(gated)
     holder = nn.Sequential(copy.deepcopy(gated))
     dense_parameters, dense_flops = _costs(holder[0], args)
@@ -328,7 +330,9 @@ def _index(module: nn.Module, keep: Tensor, *names: str) -> None:
 
 
 # ---- check and count ----
-def _compare(gated: nn.Module, plain: nn.Module, args: tuple[Any, ...]) -> float:
+def _compare(
+    gated: nn.Module, plain: nn.Module, args: tuple[Any, ...], what: str = "compacted"
+) -> float:
     """Largest difference as a share of the largest output; ``RuntimeError`` above rounding."""
     with torch.no_grad():
         want, got = tree_leaves(gated(*args)), tree_leaves(plain(*args))
@@ -344,7 +348,7 @@ def _compare(gated: nn.Module, plain: nn.Module, args: tuple[Any, ...]) -> float
         error = float((a.double() - b.double()).abs().max()) / scale
         if not error <= ROUNDING[a.dtype]:
             raise RuntimeError(
-                f"the compacted model differs from the gated one by {error:.1e} of its largest output {scale:.3g}, "
+                f"the {what} model differs from the gated one by {error:.1e} of its largest output {scale:.3g}, "
                 f"rounding would be at most {ROUNDING[a.dtype]:.0e}"
             )
         worst = max(worst, error)
