@@ -11,8 +11,8 @@ namespace evoprune::EVOPRUNE_ISA {
 template <typename T>
 static void gate_planes(const ChannelGateArgs& a, int64_t begin, int64_t end) {
   const ChannelLayout& l = a.layout;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Plane plane = plane_of(l, unit);
+  Plane plane = plane_of(l, begin);
+  for (int64_t unit = begin; unit < end; ++unit, plane.next(l)) {
     const auto g = static_cast<const ScalarOf<T>*>(a.gates)[plane.coefficient];
     const T* x = static_cast<const T*>(a.x) + plane.begin;
     T* y = static_cast<T*>(a.y) + plane.begin;
@@ -43,8 +43,8 @@ template <typename T>
 static void backward_planes(const ChannelGateBackwardArgs& a, int64_t begin, int64_t end) {
   using V = VecOf<T>;
   const ChannelLayout& l = a.layout;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Plane plane = plane_of(l, unit);
+  Plane plane = plane_of(l, begin);
+  for (int64_t unit = begin; unit < end; ++unit, plane.next(l)) {
     const auto g = static_cast<const ScalarOf<T>*>(a.gates)[plane.coefficient];
     const T* x = static_cast<const T*>(a.x) + plane.begin;
     const T* grad = static_cast<const T*>(a.grad) + plane.begin;

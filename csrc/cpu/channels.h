@@ -100,6 +100,14 @@ struct Plane {
   int64_t part, channel;
   int64_t coefficient;  // its place in [groups, channels]
   int64_t begin;        // its first element
+
+  EVOPRUNE_INLINE void next(const ChannelLayout& l) {  // without a division
+    begin += l.inner;
+    const bool last = ++channel == l.channels;
+    part += last;
+    channel = last ? 0 : channel;
+    coefficient = l.per_sample ? coefficient + 1 : channel;
+  }
 };
 EVOPRUNE_INLINE Plane plane_of(const ChannelLayout& l, int64_t unit) {
   const int64_t channel = unit % l.channels;

@@ -20,8 +20,8 @@ static void statistics_of_planes(const GateStatisticsArgs& a, int64_t begin, int
   using V = VecOf<T>;
   using S = ScalarOf<T>;
   const int64_t n = a.layout.inner;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Plane plane = plane_of(a.layout, unit);
+  Plane plane = plane_of(a.layout, begin);
+  for (int64_t unit = begin; unit < end; ++unit, plane.next(a.layout)) {
     const T* x = static_cast<const T*>(a.x) + plane.begin;
     S mean = 0, squares = 0;
     if (static_cast<const S*>(a.gates)[plane.coefficient] != 0) {
@@ -73,8 +73,8 @@ static void norm_planes(const GateNormArgs& a, int64_t begin, int64_t end) {
   using V = VecOf<T>;
   using S = ScalarOf<T>;
   const GateNormTerms& t = a.terms;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Plane plane = plane_of(a.layout, unit);
+  Plane plane = plane_of(a.layout, begin);
+  for (int64_t unit = begin; unit < end; ++unit, plane.next(a.layout)) {
     const T* x = static_cast<const T*>(a.x) + plane.begin;
     T* y = static_cast<T*>(a.y) + plane.begin;
     const V scale = broadcast(static_cast<const S*>(t.scale)[plane.coefficient]);
@@ -135,8 +135,8 @@ static void sums_of_planes(const GateNormSumsArgs& a, int64_t begin, int64_t end
   using S = ScalarOf<T>;
   const int64_t n = a.layout.inner, channels = a.layout.channels;
   const GateNormTerms& t = a.terms;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Plane plane = plane_of(a.layout, unit);
+  Plane plane = plane_of(a.layout, begin);
+  for (int64_t unit = begin; unit < end; ++unit, plane.next(a.layout)) {
     const T* x = static_cast<const T*>(a.x) + plane.begin;
     const T* grad = static_cast<const T*>(a.grad) + plane.begin;
     const V scale = broadcast(static_cast<const S*>(t.scale)[plane.coefficient]);
@@ -196,8 +196,8 @@ static void grad_of_planes(const GateNormGradArgs& a, int64_t begin, int64_t end
   using V = VecOf<T>;
   using S = ScalarOf<T>;
   const GateNormTerms& t = a.terms;
-  for (int64_t unit = begin; unit < end; ++unit) {
-    const Plane plane = plane_of(a.layout, unit);
+  Plane plane = plane_of(a.layout, begin);
+  for (int64_t unit = begin; unit < end; ++unit, plane.next(a.layout)) {
     const T* x = static_cast<const T*>(a.x) + plane.begin;
     const T* grad = static_cast<const T*>(a.grad) + plane.begin;
     T* dx = static_cast<T*>(a.dx) + plane.begin;

@@ -2,6 +2,7 @@
 // its own. Nothing here needs an intrinsic: GCC splits the wide vectors.
 #pragma once
 
+#include "cpu/gates.h"
 #include "cpu/simd.h"
 
 namespace evoprune::EVOPRUNE_ISA {

@@ -179,28 +179,39 @@ def gate_norm(
         tensor([[[-0.9999,  0.9999],
                  [ 0.5000,  0.5000]]])
     """
-    _check_inputs(x, gates, weight, bias, running_mean, running_var)
+    per_channel = weight, bias, running_mean, running_var
+    if not _fit(x, gates, per_channel):
+        _refuse(x, gates, *per_channel)
     mean, var = (None, None) if training else (running_mean, running_var)
     count = values_per_channel(x)
-    if training:
-        check(count > 1, f"expected more than 1 value per channel when training, got {count}")
-    else:
-        check(
-            mean is not None and var is not None,
-            "expected running_mean and running_var unless training, got None",
-        )
+    if training and count < 2:
+        raise ValueError(f"expected more than 1 value per channel when training, got {count}")
+    if not training and (mean is None or var is None):
+        raise ValueError("expected running_mean and running_var unless training, got None")
     y, mean, var = OP(x, gates, weight, bias, mean, var, eps, relu, impl=impl)
-    if training:
-        with torch.no_grad():
-            if running_mean is not None:
-                running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
-            if running_var is not None:
-                unbiased = momentum * (count / (count - 1))
-                running_var.mul_(1 - momentum).add_(var.to(running_var.dtype), alpha=unbiased)
+    if training and running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    if training and running_var is not None:
+        unbiased = momentum * (count / (count - 1))
+        running_var.mul_(1 - momentum).add_(var.to(running_var.dtype), alpha=unbiased)
     return y
 
 
-def _check_inputs(
+def _fit(x: Tensor, gates: Tensor, per_channel: tuple[Tensor | None, ...]) -> bool:
+    """Whether the shapes, dtypes and devices do."""
+    given = [t for t in per_channel if t is not None]
+    return (
+        x.dim() >= 2
+        and x.is_floating_point()
+        and gates.shape in (x.shape[1:2], x.shape[:2])
+        and all(t.shape == x.shape[1:2] for t in given)
+        and all(
+            t.dtype in (torch.float32, x.dtype) and t.device == x.device for t in (gates, *given)
+        )
+    )
+
+
+def _refuse(
     x: Tensor,
     gates: Tensor,
     weight: Tensor | None,
@@ -208,6 +219,7 @@ def _check_inputs(
     running_mean: Tensor | None,
     running_var: Tensor | None,
 ) -> None:
+    """Says what is wrong; apart, since words take longer than a small norm."""
     check(
         x.dim() >= 2, f"expected x of 2 dimensions or more, got {x.dim()} (shape {tuple(x.shape)})"
     )
