@@ -10,6 +10,7 @@
 
 #include "core/activation.h"
 #include "core/step_rule.h"
+#include "cpu/gates.h"
 #include "cpu/probes.h"
 #include "importance/average.h"
 
@@ -229,6 +230,7 @@ struct Kernels {
   void (*probe_stream)(const ProbeStreamArgs&, int64_t begin, int64_t end);
   void (*w8a8_quantize)(const QuantizeArgs&, int64_t begin, int64_t end);
   void (*w8a8_linear)(const W8a8Args&, int64_t begin, int64_t end);
+  ChannelKernels channels;
 };
 
 const Kernels& kernels();            // the level in use

@@ -24,6 +24,15 @@ void w8a8_linear(const W8a8Args&, int64_t, int64_t);
 void adamw_step(const AdamwStepArgs&, int64_t, int64_t);
 void sgd_step(const SgdStepArgs&, int64_t, int64_t);
 
+void channel_gate(const ChannelGateArgs&, int64_t, int64_t);
+void channel_gate_backward(const ChannelGateBackwardArgs&, int64_t, int64_t);
+void channel_sizes(const ChannelSizesArgs&, int64_t, int64_t);
+void topk_channels(const TopkChannelsArgs&, int64_t, int64_t);
+void gate_statistics(const GateStatisticsArgs&, int64_t, int64_t);
+void gate_norm(const GateNormArgs&, int64_t, int64_t);
+void gate_norm_sums(const GateNormSumsArgs&, int64_t, int64_t);
+void gate_norm_grad(const GateNormGradArgs&, int64_t, int64_t);
+
 void probe_read(const ProbeReadArgs&, int64_t, int64_t);
 void probe_fma(const ProbeFmaArgs&, int64_t, int64_t);
 void probe_stream(const ProbeStreamArgs&, int64_t, int64_t);
@@ -49,6 +58,17 @@ const Kernels table = {
     .probe_stream = probe_stream,
     .w8a8_quantize = w8a8_quantize,
     .w8a8_linear = w8a8_linear,
+    .channels =
+        {
+            .gate = channel_gate,
+            .gate_backward = channel_gate_backward,
+            .sizes = channel_sizes,
+            .topk = topk_channels,
+            .statistics = gate_statistics,
+            .norm = gate_norm,
+            .norm_sums = gate_norm_sums,
+            .norm_grad = gate_norm_grad,
+        },
 };
 
 }  // namespace evoprune::EVOPRUNE_ISA

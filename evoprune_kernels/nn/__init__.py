@@ -10,6 +10,8 @@ from evoprune_kernels.nn.gate_losses import (
     polarization_loss,
 )
 from evoprune_kernels.nn.gate_model import GatingReport, gate_model_
+from evoprune_kernels.nn.gate_norm import GateNorm2d, unfuse_gate_norm_
+from evoprune_kernels.nn.gate_norm_model import FusionReport, fuse_gate_norm_
 from evoprune_kernels.nn.gates import (
     ChannelGate,
     collect_statistics,
@@ -28,6 +30,8 @@ __all__ = [
     "ChannelGate",
     "Compacted",
     "CompactionReport",
+    "FusionReport",
+    "GateNorm2d",
     "GatedBlock",
     "GatedConv2d",
     "GatedLinear",
@@ -43,6 +47,7 @@ __all__ = [
     "collect_statistics",
     "compact",
     "freeze_gates",
+    "fuse_gate_norm_",
     "gate_model_",
     "gate_statistics",
     "gates_of",
@@ -51,4 +56,5 @@ __all__ = [
     "polarization_loss",
     "reset_gate_statistics",
     "ssprop_model_",
+    "unfuse_gate_norm_",
 ]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from evoprune_kernels.nn.compaction import _Tracer
+from evoprune_kernels.nn.compaction.strip import Tracer
 from evoprune_kernels.nn.conv import GatedConv2d
 from evoprune_kernels.nn.gates import apply_gates
 
@@ -51,7 +51,7 @@ def norms_behind(model: nn.Module, names: Iterable[str]) -> tuple[dict[str, str]
     """Which batch norm follows each of these convolutions: ``(layer -> norm, layer -> why there is none)``."""
     convs = list(names)
     try:
-        nodes = list(_Tracer().trace(model).nodes)
+        nodes = list(Tracer(set()).trace(model).nodes)
     except Exception as error:  # whatever a model's own code raises when it is traced
         return {}, dict.fromkeys(convs, f"torch.fx cannot trace the model: {error}")
     calls: dict[str, list[fx.Node]] = {}

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from evoprune_kernels.ops.topk_channels import topk_channels
+from evoprune_kernels.ops.topk_channels import topk_abs_channels, topk_channels
+from evoprune_kernels.ops.topk_channels.reference import channel_scores
 
 _NO_SECOND_DERIVATIVE = (
     "the channel-sparse backward of ssProp cannot be differentiated again: for second derivatives set kept=1 or call "
@@ -37,17 +38,12 @@ class Geometry:
     groups: int
 
 
-def channel_scores(grad: Tensor) -> Tensor:
-    """``s_c = sum |dY[:, c]|`` in fp32 for dY [B, N, ...]; a channel with NaN scores inf, so that NaN is not hidden."""
-    others = [d for d in range(grad.dim()) if d != 1]
-    wide = torch.promote_types(grad.dtype, torch.float32)
-    # torch.linalg.vector_norm saves the copy, and takes 1.3 to 9 times as long on a CPU
-    sums = grad.abs().sum(others, dtype=wide)
-    return sums.float().nan_to_num(nan=float("inf"), posinf=float("inf"))
-
-
 def _choose(grad: Tensor, kept: int, chosen: Tensor | None) -> Tensor:
-    return topk_channels(channel_scores(grad), kept) if chosen is None else chosen
+    if chosen is not None:
+        return chosen
+    if grad.device.type == "cpu":
+        return topk_abs_channels(grad, kept)
+    return topk_channels(channel_scores(grad), kept)  # which has kernels for GPUs
 
 
 def _scatter(rows: Tensor, index: Tensor, like: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from evoprune_kernels.ops.block_linear import block_linear
 from evoprune_kernels.ops.block_pack import block_pack, block_unpack
 from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.channel_gate import channel_gate
+from evoprune_kernels.ops.gate_norm import gate_norm
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
@@ -24,7 +25,7 @@ from evoprune_kernels.ops.select_nm_transposable import select_nm_transposable
 from evoprune_kernels.ops.select_topk import select_topk
 from evoprune_kernels.ops.select_topk_global import select_topk_global
 from evoprune_kernels.ops.sgd_step import sgd_step_
-from evoprune_kernels.ops.topk_channels import topk_channels
+from evoprune_kernels.ops.topk_channels import topk_abs_channels, topk_channels
 from evoprune_kernels.ops.w8a8_linear import w8a8_linear
 from evoprune_kernels.ops.w8a8_prepare import w8a8_picks, w8a8_prepare
 
@@ -45,6 +46,7 @@ __all__ = [
     "block_prepare",
     "block_unpack",
     "channel_gate",
+    "gate_norm",
     "linear",
     "nm_linear",
     "nm_pack",
@@ -60,6 +62,7 @@ __all__ = [
     "select_topk",
     "select_topk_global",
     "sgd_step_",
+    "topk_abs_channels",
     "topk_channels",
     "w8a8_linear",
     "w8a8_picks",

@@ -43,6 +43,10 @@ def test_literal():
     assert dgates.tolist() == [3.0, 11.0]
 
 
+LEVELS = pytest.mark.usefixtures("isa")
+
+
+@LEVELS
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_matches_the_product(case):
     x, gates = case.args()
@@ -51,6 +55,7 @@ def test_matches_the_product(case):
     assert y.stride() == x.stride()
 
 
+@LEVELS
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_gradients_match_the_sums(case):
     x, gates = case.args()
@@ -64,8 +69,64 @@ def test_gradients_match_the_sums(case):
     assert dx.stride() == x.stride() and dgates.shape == gates.shape
 
 
-def test_a_closed_channel_is_plus_zero():
+@pytest.mark.parametrize("last", [False, True])
+@LEVELS
+def test_sums_do_not_depend_on_threads(last):
+    """Enough units for two threads; bit for bit, closed channels and special values included."""
+    x, grad = torch.randn(2, 6, 37, 90, 50).unbind()
+    x[0, 1], x[1, 2, 3] = float("nan"), float("inf")
+    if last:
+        x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    gates = torch.randn(37).where(torch.rand(37) < 0.6, torch.zeros(()))
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 2):
+        torch.set_num_threads(threads)
+        found.append(
+            [t.view(torch.int32) for t in (*BACKWARD(grad, x, gates), ops.channel_gate(x, gates))]
+        )
+    torch.set_num_threads(before)
+    for one, two, again in zip(*found, strict=True):
+        assert torch.equal(one, two) and torch.equal(two, again)
+
+
+@LEVELS
+def test_a_long_sum_is_as_exact_as_torch():
+    """Sums of many equal terms, where a single running sum in float32 would stop growing."""
+    x = torch.full((1, 2, 1 << 12, 1 << 12), 1.0)
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        _, dgates = BACKWARD(given, given, torch.ones(2))
+        assert dgates.tolist() == [float(1 << 24)] * 2
+
+
+@LEVELS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_that_of_torch(dtype):
+    """Every pattern of 16 bits times gates that round up, down, to even, to subnormals and to infinity."""
+    x = (
+        torch.arange(1 << 16)
+        .to(torch.int32)
+        .sub(1 << 15)
+        .to(torch.int16)
+        .view(dtype)
+        .view(1, 1, -1)
+    )
+    for gate in (1.0, 1.0009766, 1 / 3, 2.0**-9, 3.0 * 2.0**-20, 2.0**9, -1.5):
+        expected = (x.float() * gate).to(dtype)
+        y = ops.channel_gate(x, torch.tensor([gate]))
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y[~y.isnan()].view(torch.int16), expected[~y.isnan()].view(torch.int16))
+
+
+@LEVELS
+@pytest.mark.parametrize("last", [False, True])
+def test_a_closed_channel_is_plus_zero(last):
     """Whatever x and dy hold; its gate still has a gradient."""
+    if last:
+        x = torch.full((2, 20, 3, 3), float("nan")).contiguous(memory_format=torch.channels_last)
+        y = ops.channel_gate(x, torch.full((20,), -0.0))
+        assert y.eq(0).all() and not y.signbit().any()
+        assert BACKWARD(x, x, torch.zeros(20))[0].eq(0).all()
     x = torch.tensor([[[float("nan"), -1.0]], [[float("inf"), -2.0]]]).transpose(0, 1).contiguous()
     gates = torch.tensor([0.0, -0.0], requires_grad=True)
     y = ops.channel_gate(x.requires_grad_(), gates)

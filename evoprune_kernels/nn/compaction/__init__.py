@@ -25,6 +25,7 @@ from evoprune_kernels.nn.compaction.report import CompactionReport, Latency
 from evoprune_kernels.nn.compaction.shrink import remove
 from evoprune_kernels.nn.compaction.strip import Residual, strip, trace
 from evoprune_kernels.nn.compaction.verify import ROUNDING, compare, costs, latency
+from evoprune_kernels.nn.gate_norm import unfuse_gate_norm_
 from evoprune_kernels.nn.gates import freeze_gates, gates_of
 
 
@@ -83,6 +84,7 @@ def compact(model: nn.Module, example_inputs: Any, *, rounds: int = 25) -> Compa
     check(rounds >= 0, f"expected rounds >= 0, got {rounds}")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     gated = copy.deepcopy(model).eval()
+    unfuse_gate_norm_(gated)
     freeze_gates(gated)
     dense, _, _ = strip(copy.deepcopy(gated), dense=True)
     plain, blocks, had_gates = strip(copy.deepcopy(gated))

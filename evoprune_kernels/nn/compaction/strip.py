@@ -89,7 +89,7 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Leaves: modules of torch, those with Parameters of their own and no gate inside, and what cannot be traced."""
 
     def __init__(self, gated: set[int]) -> None:
@@ -136,7 +136,7 @@ def trace(
         ValueError: if ``model`` itself cannot be traced.
     """
     root = nn.Sequential(model) if isinstance(model, nn.Conv2d | nn.Linear) else model
-    tracer = _Tracer(gated)
+    tracer = Tracer(gated)
     try:
         given = inspect.signature(root.forward).bind(*args).arguments
         defaults = {

@@ -18,7 +18,9 @@ ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 MAX_SECONDS = 10.0
 
 
-def compare(gated: nn.Module, plain: nn.Module, args: tuple[Any, ...]) -> float:
+def compare(
+    gated: nn.Module, plain: nn.Module, args: tuple[Any, ...], what: str = "compacted"
+) -> float:
     """Largest difference as a share of the largest output; ``RuntimeError`` above rounding."""
     with torch.no_grad():
         want, got = tree_leaves(gated(*args)), tree_leaves(plain(*args))
@@ -34,7 +36,7 @@ def compare(gated: nn.Module, plain: nn.Module, args: tuple[Any, ...]) -> float:
         error = float((a.double() - b.double()).abs().max()) / scale
         if not error <= ROUNDING[a.dtype]:
             raise RuntimeError(
-                f"the compacted model differs from the gated one by {error:.1e} of its largest output {scale:.3g}, "
+                f"the {what} model differs from the gated one by {error:.1e} of its largest output {scale:.3g}, "
                 f"rounding would be at most {ROUNDING[a.dtype]:.0e}"
             )
         worst = max(worst, error)

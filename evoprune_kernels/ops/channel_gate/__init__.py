@@ -65,6 +65,21 @@ BACKWARD = define(
 )
 
 
+def _refuse(x: Tensor, gates: Tensor) -> None:
+    """Says what is wrong; apart, since words take longer than a small product."""
+    check(
+        x.dim() >= 2, f"expected x of 2 dimensions or more, got {x.dim()} (shape {tuple(x.shape)})"
+    )
+    shapes = (tuple(x.shape[1:2]), tuple(x.shape[:2]))
+    check(
+        tuple(gates.shape) in shapes,
+        f"expected gates of shape {shapes[0]} or {shapes[1]}, got {tuple(gates.shape)}",
+    )
+    check(x.is_floating_point(), f"expected x of a float dtype, got {x.dtype}")
+    check_dtype(gates, dict.fromkeys((torch.float32, x.dtype)), "gates")
+    check(gates.device == x.device, f"gates on {gates.device}, x on {x.device}")
+
+
 def channel_gate(x: Tensor, gates: Tensor, *, impl: str | None = None) -> Tensor:
     """Multiply every channel by its gate; a gate of 0 closes its channel.
 
@@ -102,17 +117,14 @@ def channel_gate(x: Tensor, gates: Tensor, *, impl: str | None = None) -> Tensor
         <BLANKLINE>
                  [[0.0000, 0.0000]]]])
     """
-    check(
-        x.dim() >= 2, f"expected x of 2 dimensions or more, got {x.dim()} (shape {tuple(x.shape)})"
-    )
-    shapes = (tuple(x.shape[1:2]), tuple(x.shape[:2]))
-    check(
-        tuple(gates.shape) in shapes,
-        f"expected gates of shape {shapes[0]} or {shapes[1]}, got {tuple(gates.shape)}",
-    )
-    check(x.is_floating_point(), f"expected x of a float dtype, got {x.dtype}")
-    check_dtype(gates, dict.fromkeys((torch.float32, x.dtype)), "gates")
-    check(gates.device == x.device, f"gates on {gates.device}, x on {x.device}")
+    if not (
+        x.dim() >= 2
+        and gates.shape in (x.shape[1:2], x.shape[:2])
+        and x.is_floating_point()
+        and gates.dtype in (torch.float32, x.dtype)
+        and gates.device == x.device
+    ):
+        _refuse(x, gates)
     return OP(x, gates, impl=impl)
 
 
