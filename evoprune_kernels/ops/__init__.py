@@ -11,6 +11,7 @@ from evoprune_kernels.ops.block_linear import block_linear
 from evoprune_kernels.ops.block_pack import block_pack, block_unpack
 from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.channel_gate import channel_gate
+from evoprune_kernels.ops.gather_channels import gather_channels, scatter_channels
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
@@ -45,6 +46,7 @@ __all__ = [
     "block_prepare",
     "block_unpack",
     "channel_gate",
+    "gather_channels",
     "linear",
     "nm_linear",
     "nm_pack",
@@ -54,6 +56,7 @@ __all__ = [
     "nm_unpack",
     "nm_w8a8_linear",
     "prepare",
+    "scatter_channels",
     "select_block",
     "select_nm",
     "select_nm_transposable",
