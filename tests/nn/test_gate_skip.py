@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from evoprune_kernels.nn import (
     GatedBlock,
@@ -16,56 +15,17 @@ from evoprune_kernels.nn import (
     budget_loss,
     compact,
     gate_model_,
-    polarization_loss,
     skipping,
 )
+from tests.nn.gated_layers import (
+    CLOSED,
+    both_kinds,
+    closed_layer,
+    every_conv,
+    never_open,
+    unskipped,
+)
 from tests.tolerance import assert_accurate
-
-CONVS = {
-    "plain": {"kernel_size": 3},
-    "1x1": {"kernel_size": 1, "bias": False},
-    "stride": {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)},
-    "dilation": {"kernel_size": 3, "dilation": 2, "padding": 2},
-    "same": {"kernel_size": 3, "padding": "same"},
-    "groups": {"kernel_size": 3, "groups": 2, "padding": 1},
-    "depthwise": {"kernel_size": 3, "groups": 4, "padding": 1},
-    "reflect": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
-    "replicate": {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"},
-    "circular": {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
-}
-every_conv = pytest.mark.parametrize("options", CONVS.values(), ids=CONVS.keys())
-both_kinds = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-CLOSED = (1, 4, 6)
-
-
-def closed_layer(kind, *sizes, dynamic=False, closed=CLOSED, **options):
-    """Channels ``closed`` are so for every sample; dynamic gates of the others differ among samples."""
-    torch.manual_seed(5)
-    layer = kind(*sizes, dynamic=dynamic, skip_closed=True, **options)
-    gate = layer.gate
-    with torch.no_grad():
-        if dynamic:
-            for weight in (gate.hidden_weight, gate.out_weight):
-                weight.normal_(0, 3)
-            gate.out_bias.fill_(0.3)
-            gate.out_bias[list(closed)] = -1e4
-        else:
-            gate.theta[list(closed)] = -1.0
-    return layer
-
-
-def unskipped(layer):
-    """The same layer, computing everything."""
-    other = copy.deepcopy(layer)
-    for module in other.modules():
-        if hasattr(module, "skip_closed"):
-            module.skip_closed = False
-    return other
-
-
-def never_open(gates):
-    """Channels that are closed for the whole batch, of gates [C] or [B, C]."""
-    return (gates == 0) if gates.dim() == 1 else (gates == 0).all(0)
 
 
 def truth(layer, x, dy):
@@ -350,125 +310,3 @@ def test_gates_of_closed_features_get_no_gradient():
     (layer(torch.randn(3, 6)) + 1).square().sum().backward()
     assert layer.gate.theta.grad[list(CLOSED)].eq(0).all()
     assert layer.gate.theta.grad[[0, 2, 3, 5, 7]].ne(0).all()
-
-
-# ---- GatedBlock ----
-def block(dynamic=False, inner=False, shortcut=None):
-    conv = GatedConv2d(3, 3, 3, padding=1, dynamic=True) if inner else nn.Conv2d(3, 3, 3, padding=1)
-    branch = nn.Sequential(conv, nn.BatchNorm2d(3), nn.ReLU())
-    found = GatedBlock(branch, shortcut, 3 if dynamic else None, skip_closed=True)
-    found(torch.randn(2, 3, 6, 6))
-    found.zero_grad()
-    bias = found.gate.out_bias if dynamic else found.gate.theta
-    bias.data.fill_(-1e3)
-    return found
-
-
-@both_kinds
-@pytest.mark.parametrize("shortcut", [None, nn.Conv2d(3, 3, 1)], ids=["identity", "conv"])
-def test_a_closed_block_is_its_shortcut(dynamic, shortcut):
-    layer = block(dynamic, shortcut=copy.deepcopy(shortcut))
-    other, calls = unskipped(layer), []
-    layer.branch.register_forward_hook(lambda *_: calls.append(1))
-    before = layer.branch[1].running_mean.clone()
-    x = torch.randn(4, 3, 6, 6, requires_grad=True)
-    y = layer(x)
-    assert torch.equal(y, other(x)) and calls == [] and y is not x
-    assert torch.equal(layer.branch[1].running_mean, before) and layer.gate.seen == 6
-    y.sin().sum().backward()
-    (wanted,) = torch.autograd.grad(other(x).sin().sum(), x)
-    torch.testing.assert_close(x.grad, wanted)
-    assert all(p.grad is None for p in layer.branch.parameters())
-    assert all(p.grad is None for p in layer.gate.parameters())
-    F.relu(y.detach(), inplace=True)
-    assert (x < 0).any()  # the input is not the output
-
-
-def test_a_block_that_is_open_for_one_sample_is_run():
-    layer = block(dynamic=True)
-    with torch.no_grad():
-        layer.gate.hidden_weight.fill_(1.0)
-        layer.gate.hidden_bias.zero_()
-        layer.gate.out_weight.fill_(1.0)
-        layer.gate.out_bias.fill_(-1.0)
-    x = torch.randn(3, 3, 6, 6)
-    x[1] += 5
-    x[[0, 2]] -= 5
-    other = unskipped(layer)
-    assert torch.equal(layer(x), other(x)) and layer.gate.last.flatten().tolist() == [0, 1, 0]
-
-
-def test_the_losses_live_with_a_skipped_block():
-    """Gates inside keep the values of their last batch, without its graph."""
-    model = nn.Sequential(block(inner=True))
-    model[0].gate.theta.data.fill_(-0.1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    for step in range(8):
-        optimizer.zero_grad()
-        y = model(torch.randn(2, 3, 6, 6))
-        loss = y.square().mean() + polarization_loss(model) + 4 * budget_loss(model, 1.0, "flops")
-        loss.backward()
-        optimizer.step()
-        if step == 0:
-            assert model[0].branch[0].weight.grad is None
-    assert model[0].gate.last == 1  # the budget opened it
-
-
-def test_a_branch_is_run_once_for_the_losses():
-    layer = GatedBlock(nn.Conv2d(3, 3, 3, padding=1), gate_init=-1.0, skip_closed=True)
-    x, calls = torch.randn(2, 3, 4, 4), []
-    layer.branch.register_forward_hook(lambda *_: calls.append(1))
-    for _ in range(3):
-        assert torch.equal(layer(x), x)
-    assert calls == [1] and budget_loss(layer, 0.5, "flops").item() == 0.5
-
-
-# ---- torch.compile, torch.export ----
-def small_model():
-    return nn.Sequential(
-        closed_layer(GatedConv2d, 3, 8, 3, padding=1),
-        closed_layer(GatedConv2d, 8, 8, 3, padding=1, dynamic=True),
-        block_of_eight(),
-        nn.Flatten(2),
-        closed_layer(GatedLinear, 16, 8),
-    )
-
-
-def block_of_eight():
-    found = GatedBlock(nn.Conv2d(8, 8, 1), skip_closed=True, gate_init=-1.0)
-    found(torch.zeros(1, 8, 2, 2))
-    return found
-
-
-def test_compiled_whole():
-    """Everything is computed: no size depends on data, and the gates of closed channels have their gradient."""
-    model = small_model()
-    other, x = unskipped(model), torch.randn(6, 3, 4, 4)
-    wanted = other(x)
-    wanted.square().mean().backward()
-    torch._dynamo.reset()
-    y = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
-    torch.testing.assert_close(y, wanted)
-    torch.testing.assert_close(model(x), wanted)  # as it does when it skips
-    y.square().mean().backward()
-    for (name, mine), theirs in zip(model.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, msg=name)
-
-
-def test_exported():
-    model, x = small_model().eval(), torch.randn(2, 3, 4, 4)
-    program = torch.export.export(model, (x,), strict=False)
-    torch.testing.assert_close(program.module()(x), model(x))
-    shapes = {
-        tuple(node.meta["val"].shape) for node in program.graph.nodes if "conv2d" in node.name
-    }
-    assert shapes == {(2, 8, 4, 4)}
-
-
-def test_traced():
-    layer, x = closed_layer(GatedConv2d, 3, 8, 3).eval(), torch.randn(2, 3, 4, 4)
-    traced = torch.jit.trace(layer, x, check_trace=False)
-    torch.testing.assert_close(traced(x), layer(x))
-    layer.gate.theta.data.fill_(1.0)  # the trace does not keep the old choice of channels
-    torch.testing.assert_close(traced(x), layer(x))
-    assert GatedConv2d(3, 8, 3, skip_closed=True, device="meta")(x.to("meta")).shape == (2, 8, 2, 2)

@@ -16,22 +16,8 @@ from evoprune_kernels.nn import (
     budget_loss,
     polarization_loss,
 )
+from tests.nn.gated_layers import both_kinds, every_conv
 from tests.tolerance import assert_accurate
-
-CONVS = {
-    "plain": {"kernel_size": 3},
-    "1x1": {"kernel_size": 1, "bias": False},
-    "stride": {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)},
-    "dilation": {"kernel_size": 3, "dilation": 2, "padding": 2},
-    "same": {"kernel_size": 3, "padding": "same"},
-    "groups": {"kernel_size": 3, "groups": 2, "padding": 1},
-    "depthwise": {"kernel_size": 3, "groups": 4, "padding": 1},
-    "reflect": {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
-    "replicate": {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"},
-    "circular": {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
-}
-every_conv = pytest.mark.parametrize("options", CONVS.values(), ids=CONVS.keys())
-both_kinds = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 
 
 def mixed(layer, seed=1):
