@@ -52,10 +52,11 @@ class GatedConv2d(nn.Conv2d):
 
         ``skip_closed`` gives the same values and gradients to rounding, but one: the gate of a skipped channel gets 0
         from the loss of the task, because that needs the convolution that was saved. Such a gate can only be opened
-        again by ``budget_loss`` and ``polarization_loss``, or by hand. All is computed, and closed gates have their
-        gradient, where fewer than ``skipping.LEAST_CLOSED`` of the channels are closed, with groups > 1 (shown by
-        ``print``), while compiling, exporting or tracing (sizes would depend on data), and the first channel where all
-        are closed. On a GPU every forward waits for the gates. NaN or infinity in x may show in a closed channel.
+        again by ``budget_loss`` and ``polarization_loss``, or by hand. Everything is computed, and closed gates have
+        their gradient, where fewer than 8 channels or an eighth of them are closed (``skipping.LEAST_CLOSED`` and
+        ``LEAST_SHARE``: skipping would be slower), with groups > 1 (``print`` says so), and while compiling, exporting
+        or tracing (sizes would depend on data). Where all gates are closed the first channel is computed. On a GPU
+        every forward waits for the gates. NaN or infinity in x may show in a closed channel.
 
     Source:
         Zhi et al., arXiv 2302.10798.

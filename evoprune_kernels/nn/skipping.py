@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from evoprune_kernels.nn.gates import gates_of
 from evoprune_kernels.ops.gather_channels import SCATTER
 
-#: Skip only where at least this share of the channels is closed. Below, gathering filters and scattering the output
-#: cost what the closed filters would: ``python -m bench gate_skip``, the rows of single layers.
-LEAST_CLOSED = 1 / 8
+#: Skip only where at least so many channels are closed, and so large a share of them. Convolutions compute channels in
+#: vectors of 8 (fewer closed ones save nothing), and gathering filters and scattering the output must cost less than
+#: the closed filters: ``python -m bench gate_skip``, the rows of single layers.
+LEAST_CLOSED = 8
+LEAST_SHARE = 1 / 8
 
 
 def cannot_skip(layer: nn.Module) -> str | None:
@@ -48,12 +50,12 @@ def open_channels(gates: Tensor) -> Tensor | None:
         gates: [C] or [B, C]. NaN is open, so that it is noticed.
 
     Notes:
-        None where fewer than ``LEAST_CLOSED`` are closed, and where ``is_traced``. One filter at least: if no gate is
-        open, channel 0. Waits for the device.
+        None where fewer than ``LEAST_CLOSED`` or ``LEAST_SHARE`` are closed, and where ``is_traced``. One filter at
+        least: if no gate is open, channel 0. Waits for the device.
 
     Example:
-        >>> open_channels(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
-        tensor([1, 2])
+        >>> open_channels(torch.cat([torch.zeros(2, 8), torch.eye(2)], 1))
+        tensor([8, 9])
     """
     if is_traced(gates):
         return None
@@ -62,7 +64,7 @@ def open_channels(gates: Tensor) -> Tensor | None:
         is_open = is_open.any(0)
     index = is_open.nonzero().flatten()
     channels = is_open.shape[0]
-    if channels - index.shape[0] < max(1, LEAST_CLOSED * channels):
+    if channels - index.shape[0] < max(1, LEAST_CLOSED, LEAST_SHARE * channels):
         return None
     return index if index.shape[0] else index.new_zeros(1)
 

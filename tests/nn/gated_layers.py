@@ -21,6 +21,7 @@ CONVS = {
 }
 every_conv = pytest.mark.parametrize("options", CONVS.values(), ids=CONVS.keys())
 both_kinds = pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+#: of 8 channels; the tests let skipping begin with one
 CLOSED = (1, 4, 6)
 
 

@@ -28,6 +28,11 @@ from tests.nn.gated_layers import (
 from tests.tolerance import assert_accurate
 
 
+@pytest.fixture(autouse=True)
+def _layers_of_the_tests_are_small(monkeypatch):
+    monkeypatch.setattr(skipping, "LEAST_CLOSED", 1)
+
+
 def truth(layer, x, dy):
     """Plain torch: the output, and the gradients of the input and of every Parameter in their order.
 
@@ -104,7 +109,7 @@ def test_all_closed(dynamic):
 def test_few_closed_channels_are_computed():
     """Below the threshold nothing is gathered and every gate has its gradient."""
     layer = closed_layer(GatedConv2d, 4, 17, 3, closed=(1, 2))
-    assert skipping.LEAST_CLOSED * 17 > 2
+    assert skipping.LEAST_SHARE * 17 > 2
     other, x = unskipped(layer), torch.randn(2, 4, 6, 6)
     y = layer(x)
     torch.testing.assert_close(y, other(x))
@@ -129,6 +134,13 @@ def test_which_channels_are_computed(closed, computed):
     of_samples = torch.stack([gates, torch.zeros(16)])  # open for some sample
     again = skipping.open_channels(of_samples)
     assert (again is None) == (index is None) and (again is None or torch.equal(again, index))
+
+
+@pytest.mark.parametrize("channels, closed", [(8, 7), (16, 7), (16, 8), (80, 9), (80, 10)])
+def test_the_threshold(channels, closed, monkeypatch):
+    monkeypatch.undo()
+    index = skipping.open_channels((torch.arange(channels) >= closed).float())
+    assert (index is not None) == (closed in (8, 10))
 
 
 @both_kinds

@@ -15,8 +15,14 @@ from evoprune_kernels.nn import (
     GatedLinear,
     budget_loss,
     polarization_loss,
+    skipping,
 )
 from tests.nn.gated_layers import both_kinds, closed_layer, unskipped
+
+
+@pytest.fixture(autouse=True)
+def _layers_of_the_tests_are_small(monkeypatch):
+    monkeypatch.setattr(skipping, "LEAST_CLOSED", 1)
 
 
 # ---- GatedBlock ----
