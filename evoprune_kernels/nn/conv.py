@@ -11,10 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from evoprune_kernels._check import check
+from evoprune_kernels.nn import skipping
+from evoprune_kernels.nn.attach import attach, detach, gate_repr, options
 from evoprune_kernels.nn.gates import ChannelGate, apply_gates
 from evoprune_kernels.nn.packed import adopt
+from evoprune_kernels.nn.skipping import cannot_skip, open_channels, some
 
 #: what a budget can be counted in
 COUNTED = ("parameters", "flops")
@@ -32,6 +36,7 @@ class GatedConv2d(nn.Conv2d):
         hidden: width of that network.
         ste: ``"sigmoid"`` or ``"identity"``, see ``hard_gate``.
         gate_init: logit at the start; 2.0 opens every gate.
+        skip_closed: do not compute channels that are closed for the whole batch, in forward and backward.
 
     Attributes:
         gate: the ``ChannelGate``.
@@ -44,6 +49,14 @@ class GatedConv2d(nn.Conv2d):
         With all gates open, bitwise the dense convolution. The bias is gated too. The gate's gradient is one reduction
         of ``dy * conv(x)`` over the positions, and does not vanish where the gate is closed, so that it can open again.
         A checkpoint of a plain ``nn.Conv2d`` loads with ``strict=True``; the gate then stays as it is.
+
+        ``skip_closed`` gives the same values and gradients to rounding, but one: the gate of a skipped channel gets 0
+        from the loss of the task, because that needs the convolution that was saved. Such a gate can only be opened
+        again by ``budget_loss`` and ``polarization_loss``, or by hand. Everything is computed, and closed gates have
+        their gradient, where fewer than 8 channels or an eighth of them are closed (``skipping.LEAST_CLOSED`` and
+        ``LEAST_SHARE``: skipping would be slower), with groups > 1 (``print`` says so), and while compiling, exporting
+        or tracing (sizes would depend on data). Where all gates are closed the first channel is computed. On a GPU
+        every forward waits for the gates. NaN or infinity in x may show in a closed channel.
 
     Source:
         Zhi et al., arXiv 2302.10798.
@@ -74,6 +87,7 @@ class GatedConv2d(nn.Conv2d):
         hidden: int = 16,
         ste: str = "sigmoid",
         gate_init: float = 2.0,
+        skip_closed: bool = False,
     ) -> None:
         super().__init__(
             in_channels,
@@ -88,10 +102,12 @@ class GatedConv2d(nn.Conv2d):
             device,
             dtype,
         )
-        _attach(self, out_channels, in_channels, dynamic, hidden=hidden, ste=ste, init=gate_init)
+        given = {"hidden": hidden, "ste": ste, "init": gate_init}
+        attach(self, out_channels, in_channels, dynamic, skip_closed, **given)
 
     gate: ChannelGate
     positions: int
+    skip_closed: bool = False
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **gate_options: Any) -> GatedConv2d:
@@ -99,7 +115,7 @@ class GatedConv2d(nn.Conv2d):
 
         Args:
             conv: an ``nn.Conv2d``, no subclass of it: another forward would be lost.
-            gate_options: ``dynamic``, ``hidden``, ``ste``, ``gate_init``.
+            gate_options: ``dynamic``, ``hidden``, ``ste``, ``gate_init``, ``skip_closed``.
 
         Raises:
             TypeError: for anything else than an ``nn.Conv2d``, or an unknown option.
@@ -113,23 +129,60 @@ class GatedConv2d(nn.Conv2d):
             raise TypeError(f"expected an nn.Conv2d, got {type(conv).__name__}")
         layer = cls.__new__(cls)
         adopt(layer, conv)
-        _attach(layer, conv.out_channels, conv.in_channels, **_options(gate_options))
+        attach(layer, conv.out_channels, conv.in_channels, **options(gate_options))
         return layer
 
     def to_dense(self) -> nn.Conv2d:
         """The plain convolution with the same Parameters; the gate is left out, closed channels are open again."""
         conv = nn.Conv2d.__new__(nn.Conv2d)
         adopt(conv, self)
-        del conv._modules["gate"], conv.__dict__["positions"]
+        detach(conv)
         return conv
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C_in, H, W] or [C_in, H, W] -> the gated output."""
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
-        output = super().forward(input)
+        if not self.skip_closed or cannot_skip(self):
+            output = super().forward(input)
+            self.positions = output.shape[2] * output.shape[3]
+            return apply_gates(output, self.gate(input))
+        gates = self.gate(input)
+        index = open_channels(gates)
+        output = self._conv_forward(input, *skipping.filters(self, index, skipping.moved(gates)))
         self.positions = output.shape[2] * output.shape[3]
-        return apply_gates(output, self.gate(input))
+        if gates.dim() == 2:
+            output = apply_gates(output, some(gates, index))
+        return skipping.spread(output, index, self.out_channels)
+
+    def convolve(self, input: Tensor, gates: Tensor | None = None) -> Tensor:
+        """The output before its gates, bias included, for whoever applies the gates together with what follows.
+
+        Args:
+            input: [B, C_in, H, W] or [C_in, H, W].
+            gates: of this batch, ``self.gate(input)``, [C] or [B, C]; None: static and frozen gates are looked up,
+                dynamic ones are not computed a second time.
+
+        Returns:
+            [B, C, H, W] or [C, H, W]. With ``skip_closed``, channels that ``forward`` would skip are 0; none for
+            dynamic gates that were not given.
+
+        Example:
+            >>> import torch
+            >>> layer, x = GatedConv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+            >>> torch.equal(layer.convolve(x), layer.to_dense()(x))
+            True
+        """
+        if input.dim() == 3:
+            return self.convolve(input.unsqueeze(0), gates).squeeze(0)
+        index = None
+        if gates is None and not (self.gate.dynamic and self.gate.decision is None):
+            gates = self.gate.mean_gates()
+        if gates is not None and self.skip_closed and not cannot_skip(self):
+            index = open_channels(gates)
+        output = self._conv_forward(input, *skipping.filters(self, index))
+        self.positions = output.shape[2] * output.shape[3]
+        return skipping.spread(output, index, self.out_channels)
 
     def cost(self, by: str = "parameters") -> float:
         """What one channel costs: its parameters, or the FLOPs (2 a multiply-add) of a sample in the last forward.
@@ -140,7 +193,7 @@ class GatedConv2d(nn.Conv2d):
         return _cost(self, self.positions, by)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, gate={'dynamic' if self.gate.dynamic else 'static'}"
+        return f"{super().extra_repr()}, {gate_repr(self)}"
 
 
 class GatedLinear(nn.Linear):
@@ -151,7 +204,7 @@ class GatedLinear(nn.Linear):
     Args:
         in_features, out_features, bias, device, dtype: as for ``nn.Linear``.
         dynamic: gates of each sample: the input [B, ..., K] is averaged over everything between.
-        hidden, ste, gate_init: as for ``GatedConv2d``.
+        hidden, ste, gate_init, skip_closed: as for ``GatedConv2d``.
 
     Notes:
         The gate stands before the activation: with one that maps 0 to 0 (ReLU, GELU, SiLU) a closed feature adds
@@ -180,12 +233,15 @@ class GatedLinear(nn.Linear):
         hidden: int = 16,
         ste: str = "sigmoid",
         gate_init: float = 2.0,
+        skip_closed: bool = False,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        _attach(self, out_features, in_features, dynamic, hidden=hidden, ste=ste, init=gate_init)
+        given = {"hidden": hidden, "ste": ste, "init": gate_init}
+        attach(self, out_features, in_features, dynamic, skip_closed, **given)
 
     gate: ChannelGate
     positions: int
+    skip_closed: bool = False
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, **gate_options: Any) -> GatedLinear:
@@ -194,35 +250,46 @@ class GatedLinear(nn.Linear):
             raise TypeError(f"expected an nn.Linear, got {type(linear).__name__}")
         layer = cls.__new__(cls)
         adopt(layer, linear)
-        _attach(layer, linear.out_features, linear.in_features, **_options(gate_options))
+        attach(layer, linear.out_features, linear.in_features, **options(gate_options))
         return layer
 
     def to_dense(self) -> nn.Linear:
         """The plain layer with the same Parameters; the gate is left out."""
         linear = nn.Linear.__new__(nn.Linear)
         adopt(linear, self)
-        del linear._modules["gate"], linear.__dict__["positions"]
+        detach(linear)
         return linear
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, ..., K] or [K] -> the gated output."""
         if input.dim() == 1:
             return self.forward(input.unsqueeze(0)).squeeze(0)
-        output = super().forward(input)
-        tokens = self.positions = math.prod(output.shape[1:-1])
         pooled = input.flatten(1, -2).transpose(1, 2) if input.dim() > 2 else input
+        if not self.skip_closed:
+            output = super().forward(input)
+            return self._gated(output, self.gate(pooled), None)
         gates = self.gate(pooled)
-        if gates.dim() == 2:  # of each sample: one row a token
-            gates = gates.unsqueeze(1).expand(-1, tokens, -1).reshape(-1, self.out_features)
-        flat = output.reshape(-1, self.out_features)
-        return apply_gates(flat, gates).view(output.shape)
+        index = open_channels(gates)
+        output = F.linear(input, *skipping.filters(self, index, skipping.moved(gates)))
+        return self._gated(output, None if gates.dim() == 1 else some(gates, index), index)
+
+    def _gated(self, output: Tensor, gates: Tensor | None, index: Tensor | None) -> Tensor:
+        """Features [B, ..., K] times gates [K] or [B, K], to their places."""
+        tokens = self.positions = math.prod(output.shape[1:-1])
+        flat = output.reshape(-1, output.shape[-1])
+        if gates is not None and gates.dim() == 2:  # of each sample: one row a token
+            gates = gates.unsqueeze(1).expand(-1, tokens, -1).reshape(flat.shape)
+        if gates is not None:
+            flat = apply_gates(flat, gates)
+        flat = skipping.spread(flat, index, self.out_features)
+        return flat.view(*output.shape[:-1], self.out_features)
 
     def cost(self, by: str = "parameters") -> float:
         """What one feature costs; see ``GatedConv2d.cost``."""
         return _cost(self, self.positions, by)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, gate={'dynamic' if self.gate.dynamic else 'static'}"
+        return f"{super().extra_repr()}, {gate_repr(self)}"
 
 
 class GatedBlock(nn.Module):
@@ -235,10 +302,18 @@ class GatedBlock(nn.Module):
         shortcut: None is the identity.
         in_channels: of x [B, C, ...], for dynamic gates; None: one logit.
         hidden, ste, gate_init: as for ``GatedConv2d``.
+        skip_closed: do not run the branch where the gate is closed for the whole batch.
 
     Notes:
         The activation behind the sum, if any, stands outside. Convolutions and linear layers in the branch record
         how many positions they have, for FLOPs.
+
+        A skipped branch leaves no trace. Its Parameters get no gradient (None, so that an optimizer passes them over,
+        where zeros would still decay them; ``DistributedDataParallel`` needs ``find_unused_parameters=True``). Its
+        batch norms do not see the batch: running statistics stay. Its forward hooks are not called, gates inside count
+        nothing, and y has the shape and dtype of the shortcut. The block's gate gets no gradient from the loss of the
+        task, so that only ``budget_loss``, ``polarization_loss`` or a hand can open it again. A branch whose sizes or
+        gates the losses do not know yet is run once; all are run while compiling, exporting or tracing.
 
     Source:
         Zhi et al., arXiv 2302.10798.
@@ -261,9 +336,11 @@ class GatedBlock(nn.Module):
         hidden: int = 16,
         ste: str = "sigmoid",
         gate_init: float = 2.0,
+        skip_closed: bool = False,
     ) -> None:
         super().__init__()
         self.branch = branch
+        self.skip_closed = skip_closed
         self.shortcut = nn.Identity() if shortcut is None else shortcut
         first = next(branch.parameters(), torch.empty(0))
         self.gate = ChannelGate(
@@ -281,7 +358,16 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, ...] -> the block's output."""
-        return self.shortcut(x) + apply_gates(self.branch(x), self.gate(x))
+        if not self.skip_closed:
+            return self.shortcut(x) + apply_gates(self.branch(x), self.gate(x))
+        gates = self.gate(x)
+        if skipping.is_closed(gates) and skipping.is_known(self.branch):
+            skipping.forget_graphs(self.branch)
+            return self.shortcut(x).clone()  # as a sum is: never x itself
+        return self.shortcut(x) + apply_gates(self.branch(x), gates)
+
+    def extra_repr(self) -> str:
+        return "skip_closed=True" if self.skip_closed else ""
 
 
 def _record_positions(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -308,22 +394,3 @@ def _cost(module: nn.Conv2d | nn.Linear, positions: int, by: str) -> float:
             "model once"
         )
     return 2.0 * weights * positions
-
-
-def _options(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of a gate under the names of ``ChannelGate``; ``TypeError`` for an unknown one."""
-    known = {"dynamic": "dynamic", "hidden": "hidden", "ste": "ste", "gate_init": "init"}
-    if unknown := sorted(set(given) - set(known)):
-        raise TypeError(f"expected gate options in {tuple(known)}, got {unknown[0]!r}")
-    return {"dynamic": False, **{known[name]: value for name, value in given.items()}}
-
-
-def _attach(
-    layer: nn.Conv2d | nn.Linear, outputs: int, inputs: int, dynamic: bool, **options: Any
-) -> None:
-    """Give a layer its gate, on its weight's device, in its dtype and mode."""
-    weight = layer.weight
-    source = inputs if dynamic else None
-    gate = ChannelGate(outputs, source, device=weight.device, dtype=weight.dtype, **options)
-    layer.gate = gate.train(layer.training)
-    layer.positions = 0  # type: ignore[assignment]

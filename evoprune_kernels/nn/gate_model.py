@@ -49,7 +49,7 @@ def gate_model_(model: nn.Module, where: Where | None = None, **gate_options: An
         model: a ResNet, a VGG, a MobileNet, anything with ``nn.Conv2d``; Parameters stay the same objects.
         where: which convolutions: a function ``(name, conv) -> bool``, or one or several globs over the qualified
             names (``"layer*.conv1"``). None takes all.
-        gate_options: ``dynamic``, ``hidden``, ``ste``, ``gate_init``, see ``GatedConv2d``.
+        gate_options: ``dynamic``, ``hidden``, ``ste``, ``gate_init``, ``skip_closed``, see ``GatedConv2d``.
 
     Returns:
         What was gated and what was not, with the reasons; print it.

@@ -12,6 +12,7 @@ from evoprune_kernels.ops.block_pack import block_pack, block_unpack
 from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.channel_gate import channel_gate
 from evoprune_kernels.ops.gate_norm import gate_norm
+from evoprune_kernels.ops.gather_channels import gather_channels, scatter_channels
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
@@ -47,6 +48,7 @@ __all__ = [
     "block_unpack",
     "channel_gate",
     "gate_norm",
+    "gather_channels",
     "linear",
     "nm_linear",
     "nm_pack",
@@ -56,6 +58,7 @@ __all__ = [
     "nm_unpack",
     "nm_w8a8_linear",
     "prepare",
+    "scatter_channels",
     "select_block",
     "select_nm",
     "select_nm_transposable",

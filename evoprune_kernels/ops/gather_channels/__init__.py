@@ -1,0 +1,145 @@
+"""``evoprune::gather_channels`` and its adjoint ``scatter_channels``: chosen channels alone, and back into zeros."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evoprune_kernels._check import check, check_dtype
+from evoprune_kernels.ops._op import define
+from evoprune_kernels.ops.channel_gate.reference import memory_format
+from evoprune_kernels.ops.gather_channels.reference import (
+    gather_channels_reference,
+    scatter_channels_reference,
+)
+
+
+def _with_channels(x: Tensor, channels: int) -> Tensor:
+    """An empty tensor as ``x`` with another number of channels."""
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def _fake_gather(x: Tensor, index: Tensor) -> Tensor:
+    return _with_channels(x, index.shape[0])
+
+
+def _fake_scatter(x: Tensor, index: Tensor, channels: int) -> Tensor:
+    return _with_channels(x, channels)
+
+
+def _setup_gather(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    x, index = inputs
+    ctx.save_for_backward(index)
+    ctx.channels = x.shape[1]
+
+
+def _backward_gather(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (index,) = ctx.saved_tensors
+    return SCATTER(grad, index, ctx.channels), None
+
+
+def _setup_scatter(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward_scatter(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (index,) = ctx.saved_tensors
+    return OP(grad, index), None, None
+
+
+OP = define(
+    "gather_channels(Tensor x, Tensor index) -> Tensor",
+    reference=gather_channels_reference,
+    fake=_fake_gather,
+    setup_context=_setup_gather,
+    backward=_backward_gather,
+)
+SCATTER = define(
+    "scatter_channels(Tensor x, Tensor index, int channels) -> Tensor",
+    reference=scatter_channels_reference,
+    fake=_fake_scatter,
+    setup_context=_setup_scatter,
+    backward=_backward_scatter,
+)
+
+
+def gather_channels(x: Tensor, index: Tensor, *, impl: str | None = None) -> Tensor:
+    """The channels ``index`` of an activation, in that order.
+
+    ``y[b, k, ...] = x[b, index[k], ...]``
+
+    Args:
+        x: [B, C, ...], contiguous or channels_last (anything else is copied first), any dtype.
+        index: int64 [K], each in [0, C); any order, repeats allowed.
+        impl: insist on an implementation.
+
+    Returns:
+        y [B, K, ...] in the dtype and memory format of x.
+
+    Raises:
+        ValueError: if x has fewer than 2 dimensions, index not one, an index is negative or too large, or the devices
+            differ.
+        TypeError: if index is not int64.
+
+    Notes:
+        Exact. The gradient is ``scatter_channels``, and so on: differentiable as often as wanted. The values of the
+        index are read on the host, which waits for a GPU, and are not checked while compiling.
+
+    Example:
+        >>> import torch
+        >>> from evoprune_kernels import ops
+        >>> ops.gather_channels(torch.tensor([[10.0, 11.0, 12.0]]), torch.tensor([2, 0]))
+        tensor([[12., 10.]])
+    """
+    _check(x, index, x.shape[1] if x.dim() > 1 else 0)
+    return OP(x, index, impl=impl)
+
+
+def scatter_channels(x: Tensor, index: Tensor, channels: int, *, impl: str | None = None) -> Tensor:
+    """The adjoint of ``gather_channels``: channel k of x goes to channel ``index[k]``, all others are zero.
+
+    ``y[b, c, ...] = sum over k with index[k] = c of x[b, k, ...]``
+
+    Args:
+        x: [B, K, ...], contiguous or channels_last (anything else is copied first), any dtype.
+        index: int64 [K], each in [0, channels); any order, repeats allowed.
+        channels: C of the result.
+        impl: insist on an implementation.
+
+    Returns:
+        y [B, C, ...] in the dtype and memory format of x.
+
+    Raises:
+        ValueError, TypeError: as ``gather_channels``, and if index has not K entries.
+
+    Notes:
+        Exact without repeats, and in the order of k with them, on the CPU. The gradient is ``gather_channels``.
+
+    Example:
+        >>> import torch
+        >>> from evoprune_kernels import ops
+        >>> ops.scatter_channels(torch.tensor([[1.0, 2.0]]), torch.tensor([2, 0]), 4)
+        tensor([[2., 0., 1., 0.]])
+    """
+    _check(x, index, channels)
+    check(index.shape[0] == x.shape[1], f"expected index [{x.shape[1]}], got [{index.shape[0]}]")
+    return SCATTER(x, index, channels, impl=impl)
+
+
+def _check(x: Tensor, index: Tensor, channels: int) -> None:
+    shape = tuple(x.shape)
+    check(x.dim() >= 2, f"expected x of 2 dimensions or more, got {x.dim()} (shape {shape})")
+    check(index.dim() == 1, f"expected index of 1 dimension, got {index.dim()}")
+    check_dtype(index, (torch.int64,), "index")
+    check(index.device == x.device, f"index on {index.device}, x on {x.device}")
+    if torch.compiler.is_compiling() or index.is_meta or index.numel() == 0:
+        return
+    low, high = (int(end) for end in index.aminmax())
+    check(low >= 0 and high < channels, f"expected index in [0, {channels}), got {low} to {high}")
+
+
+gather_channels.OP = OP  # type: ignore[attr-defined]
+gather_channels.SCATTER = SCATTER  # type: ignore[attr-defined]
