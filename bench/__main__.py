@@ -21,6 +21,7 @@ COMMANDS = {
     ),
     "model": ("bench.model", "a transformer stack end to end: dense, masked dense, optimised"),
     "ssprop": ("bench.ssprop", "ssProp's channel-sparse backward against the dense one"),
+    "conv": ("bench.conv", "sparse convolutions against dense ones, batch norm folded and ReLU"),
     "gpu": ("bench.gpu", "every CUDA kernel on the GPU at hand: correctness, then rivals"),
     "static": ("bench.static", "the CUDA kernels without a GPU: registers, traffic, budgets"),
     "costs": ("bench.costs", "the nm kernels' cost model: fit and write csrc/core/nm_costs.h"),

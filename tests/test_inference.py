@@ -125,7 +125,7 @@ def test_winners_are_swapped_and_reported(timed, kind):
 def test_report_prints_and_is_json(timed, tmp_path):
     report = ek.optimize_for_inference(pruned(), torch.randn(8, 64))
     text = str(report)
-    assert "2 of 3 linear layers run sparse" in text and "2.00x (2.00..2.00)" in text
+    assert "2 of 3 layers run sparse" in text and "2.00x (2.00..2.00)" in text
     assert "its weight has no zeros to skip" in text and "whole model: 10.000 -> 6.000 ms" in text
     data = json.loads(report.to_json(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_text()) == data

@@ -117,7 +117,7 @@ class InferenceReport:
     def _summary(self) -> list[str]:
         total = [x for x in self.layers if x.dense_us is not None and x.sparse_us is not None]
         lines = [
-            f"{len(self.swapped)} of {len(self.layers)} linear layers run sparse; a layer had to win by "
+            f"{len(self.swapped)} of {len(self.layers)} layers run sparse; a layer had to win by "
             f"{self.min_speedup:g}x, {self.machine['threads']} thread(s), {self.machine['cpu']}, {self.machine['isa']}"
         ]
         kept = [x for x in total if x.sparse]
