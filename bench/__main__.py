@@ -23,6 +23,7 @@ COMMANDS = {
     "ssprop": ("bench.ssprop", "ssProp's channel-sparse backward against the dense one"),
     "gates": ("bench.gates", "channel gates, with the batch norm behind them, against torch"),
     "gate_skip": ("bench.gate_skip", "training steps whose closed channels are skipped"),
+    "conv": ("bench.conv", "sparse convolutions against dense ones, batch norm folded and ReLU"),
     "gpu": ("bench.gpu", "every CUDA kernel on the GPU at hand: correctness, then rivals"),
     "static": ("bench.static", "the CUDA kernels without a GPU: registers, traffic, budgets"),
     "costs": ("bench.costs", "the nm kernels' cost model: fit and write csrc/core/nm_costs.h"),

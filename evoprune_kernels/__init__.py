@@ -3,7 +3,7 @@
 from evoprune_kernels import formats, methods, nn, ops, optim, selection
 from evoprune_kernels.convert import ConversionReport, convert, export
 from evoprune_kernels.inference import InferenceReport, optimize_for_inference
-from evoprune_kernels.nn import SparseLinear
+from evoprune_kernels.nn import SparseConv2d, SparseLinear
 from evoprune_kernels.optim import PruneConfig
 
 __version__ = "0.1.0"
@@ -11,6 +11,7 @@ __all__ = [
     "ConversionReport",
     "InferenceReport",
     "PruneConfig",
+    "SparseConv2d",
     "SparseLinear",
     "convert",
     "export",

@@ -100,6 +100,18 @@ class NmPlanner {
   double work_, stream_;
 };
 
+// The panel whose passes over all `tokens` take the least time; the widest of equal ones.
+inline int nm_panel(int64_t tokens, const NmCosts& costs) {
+  int best = NmCosts::kPanels - 1;
+  const auto time = [&](int i) {
+    const int64_t panel = NmCosts::kPanelTokens[i];
+    return static_cast<double>((tokens + panel - 1) / panel) * costs.panels[i];
+  };
+  for (int i = best - 1; i >= 0; --i)
+    if (time(i) < time(best)) best = i;
+  return NmCosts::kPanelTokens[best];
+}
+
 // ---- strips (block, bitmask, n:m with shared masks) ----
 
 inline constexpr int64_t kStripGroup = 48;         // tokens that pass a tile of 16 rows at least

@@ -10,6 +10,7 @@
 
 #include "core/activation.h"
 #include "core/step_rule.h"
+#include "cpu/conv_panels.h"
 #include "cpu/gates.h"
 #include "cpu/probes.h"
 #include "importance/average.h"
@@ -96,6 +97,9 @@ struct PanelArgs {
   bool whole;  // the last panel is as wide as the others
 };
 
+// The vectors of a panel that a strip of 16 rows is multiplied with (cpu/strip_panels.cpp).
+inline constexpr int kWideVectors = 3;
+
 // A weight in strips (cpu/strips.h) times panels of x; a work unit is a tile of 16 rows. With strips
 // of 16 rows group_tokens pass a tile of weights while it is in L2.
 struct StripArgs {
@@ -111,6 +115,7 @@ struct StripArgs {
   bool narrow;  // columns are uint16; of 16-row strips with bk = 1, and of a bitmask
   DType dtype;  // of values
   Epilogue epilogue;
+  Planes planes;
 };
 
 // x [rows, columns] of either dtype -> float, zeros from column K on (cpu/pack_rows.cpp): rows, or
@@ -173,8 +178,9 @@ struct NmLinearArgs {
   int panel_tokens;      // of nm_linear_tokens: 16, 32 or 64
   int64_t piece_bytes;   // of a panel that stay in L1 while tiles pass
   int64_t l2_bytes;
-  void* y;  // [tokens, rows] of epilogue.y_dtype
+  void* y;  // [tokens, rows] of epilogue.y_dtype, or in planes
   Epilogue epilogue;
+  Planes planes;  // of nm_linear_tokens
 };
 
 // x [tokens, columns] -> int8 with a scale a token (cpu/w8a8_quantize.cpp); a work unit is a panel.
@@ -225,6 +231,9 @@ struct Kernels {
   void (*pack_panels)(const PanelArgs&, int64_t begin, int64_t end);
   void (*block_linear)(const StripArgs&, int64_t begin, int64_t end);
   void (*bitmask_linear)(const StripArgs&, int64_t begin, int64_t end);
+  void (*conv_image)(const ConvImageArgs&, int64_t begin, int64_t end);
+  void (*conv_panels)(const ConvPanelArgs&, int64_t begin, int64_t end);
+  void (*strip_panels)(const StripArgs&, int64_t begin, int64_t end);
   void (*probe_read)(const ProbeReadArgs&, int64_t begin, int64_t end);
   void (*probe_fma)(const ProbeFmaArgs&, int64_t begin, int64_t end);
   void (*probe_stream)(const ProbeStreamArgs&, int64_t begin, int64_t end);

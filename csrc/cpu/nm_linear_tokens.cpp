@@ -21,8 +21,8 @@
 // every number of threads. float32 sums, in pieces of at most kSumPiece slots, which also end with a
 // piece of the panel (so they depend on the size of L1). Weights: layout "cpu" of core/nm_layout.h.
 #include "core/nm_layout.h"
-#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
+#include "cpu/planes.h"
 #include "cpu/simd.h"
 
 namespace evoprune::EVOPRUNE_ISA {
@@ -97,11 +97,14 @@ EVOPRUNE_INLINE void add_rows(const float* values, const int32_t* meta, const fl
   }
 }
 
-// The sums of a tile, token by token, to y.
+// The sums of a tile to y: token by token, or in planes.
 template <class P>
 void finish_tile(const NmLinearArgs& a, int64_t tile, int64_t token, const float* sums) {
   const int64_t row = tile * kNmTile, rows = a.rows - row < kNmTile ? a.rows - row : kNmTile;
   const int64_t tokens = a.tokens - token < P::width ? a.tokens - token : P::width;
+  if (a.planes.size > 0)
+    return write_planes(a.y, a.planes, a.epilogue, a.rows, row, rows, sums, P::width, token,
+                        tokens);
   float by_token[4][kNmTile];
   for (int64_t t = 0; t < tokens; t += 4) {
     for (int r = 0; r < kNmTile; r += 4)

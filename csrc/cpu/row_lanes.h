@@ -127,14 +127,17 @@ void rows_times_tokens(const Strip<T, Index>& strip, const float* x, int64_t str
   RowTile<T, kTokens, kPrefetch> tile;
   tile.run(strip, x, stride);
   const Epilogue& e = *out.epilogue;
-  const bool plain = e.activation == Activation::none && e.y_dtype == DType::f32;
-  if (plain && out.rows.count == kTile) {  // nothing but scale and bias
+  const bool plain = e.activation <= Activation::relu && e.y_dtype == DType::f32;
+  if (plain && out.rows.count == kTile) {  // nothing but scale, bias and relu
+    const bool relu = e.activation == Activation::relu;
     for (int v = 0; v < kRowVectors; ++v) {
       const int64_t row = out.rows.row + v * kLanes;
       const Vec scale = load_scale(e, row, kLanes), bias = load_bias(e, row, kLanes);
       float* y = static_cast<float*>(out.y) + row;
-      for (int t = 0; t < kTokens; ++t, y += out.stride)
-        store(y, fma(tile.total[t][v], scale, bias));
+      for (int t = 0; t < kTokens; ++t, y += out.stride) {
+        const Vec z = fma(tile.total[t][v], scale, bias);
+        store(y, relu ? (z < 0.0f ? zero() : z) : z);
+      }
     }
     return;
   }

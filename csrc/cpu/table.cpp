@@ -18,6 +18,9 @@ void nm_linear_tokens(const NmLinearArgs&, int64_t, int64_t);
 void pack_panels(const PanelArgs&, int64_t, int64_t);
 void block_linear(const StripArgs&, int64_t, int64_t);
 void bitmask_linear(const StripArgs&, int64_t, int64_t);
+void conv_image(const ConvImageArgs&, int64_t, int64_t);
+void conv_panels(const ConvPanelArgs&, int64_t, int64_t);
+void strip_panels(const StripArgs&, int64_t, int64_t);
 void w8a8_quantize(const QuantizeArgs&, int64_t, int64_t);
 void w8a8_linear(const W8a8Args&, int64_t, int64_t);
 
@@ -53,6 +56,9 @@ const Kernels table = {
     .pack_panels = pack_panels,
     .block_linear = block_linear,
     .bitmask_linear = bitmask_linear,
+    .conv_image = conv_image,
+    .conv_panels = conv_panels,
+    .strip_panels = strip_panels,
     .probe_read = probe_read,
     .probe_fma = probe_fma,
     .probe_stream = probe_stream,

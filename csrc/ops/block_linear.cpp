@@ -32,30 +32,37 @@ void check_prepared(const Prepared& p, Shape shape, int64_t bk, int64_t strip) {
 
 }  // namespace
 
+BlockStrips block_strips(const Prepared& weight, Shape shape, int64_t bn, int64_t bk,
+                         const std::string& layout) {
+  check_shape(shape);
+  STD_TORCH_CHECK(bn >= 1 && bk >= 1 && bn <= INT32_MAX && bk <= INT32_MAX,
+                  "expected bn >= 1 and bk >= 1, got ", bn, " and ", bk);
+  BlockStrips strips{weight, {}};
+  strips.args.strip = static_cast<int>(std::gcd(bn, int64_t{16}));
+  strips.args.bk = static_cast<int>(bk);
+  if (is_prepared(layout)) {
+    check_prepared(weight, shape, bk, strips.args.strip);
+    return strips;
+  }
+  const Tensor& values = weight.values;
+  STD_TORCH_CHECK(values.dim() == 3 && values.size(1) == bn && values.size(2) == bk,
+                  "expected values [nnz, ", bn, ", ", bk, "], got ", values.dim(),
+                  " dimensions [.., ", values.dim() > 1 ? values.size(1) : -1, ", ",
+                  values.dim() > 2 ? values.size(2) : -1, "]");
+  strips.weight = block_prepare(values, weight.row_ptr, weight.columns, shape);
+  return strips;
+}
+
 Tensor block_linear(Tensor x, Tensor values, Tensor row_ptr, Tensor col_idx,
                     std::optional<Tensor> bias, int64_t out_features, int64_t in_features,
                     int64_t bn, int64_t bk, std::string activation, std::string layout,
                     std::optional<Tensor> scale) {
   const Shape shape{out_features, in_features};
-  check_shape(shape);
-  STD_TORCH_CHECK(bn >= 1 && bk >= 1 && bn <= INT32_MAX && bk <= INT32_MAX,
-                  "expected bn >= 1 and bk >= 1, got ", bn, " and ", bk);
   check_stored(values, scale, x);
-  StripArgs args{};
-  args.epilogue = epilogue_of(bias, scale, x, out_features, activation);
-  args.strip = static_cast<int>(std::gcd(bn, int64_t{16}));
-  args.bk = static_cast<int>(bk);
-  Prepared weight{values, row_ptr, col_idx};
-  if (is_prepared(layout)) {
-    check_prepared(weight, shape, bk, args.strip);
-  } else {
-    STD_TORCH_CHECK(values.dim() == 3 && values.size(1) == bn && values.size(2) == bk,
-                    "expected values [nnz, ", bn, ", ", bk, "], got ", values.dim(),
-                    " dimensions [.., ", values.dim() > 1 ? values.size(1) : -1, ", ",
-                    values.dim() > 2 ? values.size(2) : -1, "]");
-    weight = block_prepare(values, row_ptr, col_idx, shape);
-  }
-  return strip_linear(x, weight, shape, args, kernels().block_linear);
+  const Epilogue epilogue = epilogue_of(bias, scale, x, out_features, activation);
+  BlockStrips strips = block_strips({values, row_ptr, col_idx}, shape, bn, bk, layout);
+  strips.args.epilogue = epilogue;
+  return strip_linear(x, strips.weight, shape, strips.args, kernels().block_linear);
 }
 
 }  // namespace evoprune::binding

@@ -1,21 +1,13 @@
 // evoprune::nm_linear on the CPU: checks, allocation, threads. The kernel is in cpu/nm_linear.cpp.
+#include "ops/nm_linear.h"
+
 #include <atomic>
 
 #include "core/plan.h"
-#include "ops/nm.h"
-#include "ops/strips.h"
 
 namespace evoprune::binding {
 
 namespace {
-
-void check_prepared(const Tensor& t, int64_t tiles, int64_t middle, const char* what) {
-  STD_TORCH_CHECK(t.dim() == 3 && t.size(0) == tiles && t.size(1) == middle && t.size(2) == kNmTile,
-                  "expected prepared ", what, " of shape [", tiles, ", ", middle, ", ", kNmTile,
-                  "], got ", t.dim(), " dimensions [", t.dim() > 0 ? t.size(0) : -1, ", ",
-                  t.dim() > 1 ? t.size(1) : -1, ", ", t.dim() > 2 ? t.size(2) : -1, "]");
-  check_contiguous(t, what);
-}
 
 int64_t tiles_of(const NmLinearArgs& a) {
   return (a.rows + kNmTile - 1) / kNmTile;
@@ -103,11 +95,16 @@ void few_tokens(const Tensor& x, NmLinearArgs args, int64_t first, int64_t token
 
 }  // namespace
 
-namespace {
+void check_prepared(const Tensor& t, int64_t tiles, int64_t middle, const char* what) {
+  STD_TORCH_CHECK(t.dim() == 3 && t.size(0) == tiles && t.size(1) == middle && t.size(2) == kNmTile,
+                  "expected prepared ", what, " of shape [", tiles, ", ", middle, ", ", kNmTile,
+                  "], got ", t.dim(), " dimensions [", t.dim() > 0 ? t.size(0) : -1, ", ",
+                  t.dim() > 1 ? t.size(1) : -1, ", ", t.dim() > 2 ? t.size(2) : -1, "]");
+  check_contiguous(t, what);
+}
 
-// 16 rows share their mask: strips of one column an entry, cpu/strips.h.
-Tensor shared_rows(const Tensor& x, const Tensor& values, const Tensor& columns,
-                   const Epilogue& epilogue, Shape shape, int n, int m) {
+SharedStrips shared_strips(const Tensor& x, const Tensor& values, const Tensor& columns,
+                           const Epilogue& epilogue, Shape shape, int n, int m) {
   const int64_t tiles = ceil_div(shape.out_features, kNmTile);
   const int64_t kept = nm_kept(shape.in_features, n, m);
   const bool narrow = nm_narrow(shape.in_features, m);
@@ -126,10 +123,8 @@ Tensor shared_rows(const Tensor& x, const Tensor& values, const Tensor& columns,
   args.bk = 1;
   args.narrow = narrow;
   args.padded = kept / n * m;
-  return strip_linear(x, {values, row_ptr, columns}, shape, args, kernels().block_linear);
+  return {{values, row_ptr, columns}, args};
 }
-
-}  // namespace
 
 Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bias,
                  int64_t out_features, int64_t in_features, int64_t n64, int64_t m64,
@@ -149,7 +144,10 @@ Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bia
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == in_features,
                   "expected x with in_features = ", in_features, ", got ",
                   x.dim() >= 1 ? x.size(x.dim() - 1) : -1);
-  if (shared > 1) return shared_rows(x, values, meta, epilogue, shape, n, m);
+  if (shared > 1) {
+    const SharedStrips strips = shared_strips(x, values, meta, epilogue, shape, n, m);
+    return strip_linear(x, strips.weight, shape, strips.args, kernels().block_linear);
+  }
   const int64_t tiles = ceil_div(out_features, kNmTile);
   const int64_t slots = nm_slots(in_features, n, m);
   check_prepared(values, tiles, slots, "values");

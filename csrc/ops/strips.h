@@ -23,6 +23,18 @@ Prepared block_prepare(const Tensor& values, const Tensor& row_ptr, const Tensor
 Prepared bitmask_prepare(const Tensor& values, const Tensor& bits, const Tensor& row_ptr,
                          int64_t in_features);
 
+// A block weight in strips, prepared and checked; `args` holds strip and bk.
+struct BlockStrips {
+  Prepared weight;
+  StripArgs args;
+};
+BlockStrips block_strips(const Prepared& weight, Shape shape, int64_t bn, int64_t bk,
+                         const std::string& layout);
+Tensor block_linear(Tensor x, Tensor values, Tensor row_ptr, Tensor col_idx,
+                    std::optional<Tensor> bias, int64_t out_features, int64_t in_features,
+                    int64_t bn, int64_t bk, std::string activation, std::string layout,
+                    std::optional<Tensor> scale);
+
 using StripKernel = void (*)(const StripArgs&, int64_t, int64_t);
 
 // y = act(x W^T + b); `args` holds strip, bk, narrow and the epilogue already, and `padded` where

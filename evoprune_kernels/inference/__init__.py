@@ -1,4 +1,4 @@
-"""``optimize_for_inference``: linear layers run sparse where that was measured to be faster, and dense elsewhere."""
+"""``optimize_for_inference``: layers run sparse where that was measured to be faster, and dense elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from evoprune_kernels.inference.tune import DENSE, Checked, Effort
 from evoprune_kernels.measure import Measurement
 from evoprune_kernels.nn.masks import check_finite, layer_pattern
 from evoprune_kernels.nn.packed import STORED
-from evoprune_kernels.nn.swap import Sparse, dense_view, is_sparse, replace, weight_of, why_not
+from evoprune_kernels.nn.sparse_conv import SparseConv2d
+from evoprune_kernels.nn.swap import (
+    Sparse,
+    dense_view,
+    is_sparse,
+    replace,
+    weight_of,
+    why_not_weight,
+)
 
 #: outputs of the whole model may differ by this share of the largest one
 MODEL_TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -37,7 +45,7 @@ def optimize_for_inference(
     rounds: int = 15,
     max_seconds: float = 2.0,
 ) -> InferenceReport:
-    """Time every linear layer of ``model`` dense against sparse on this machine, and keep what wins.
+    """Time every linear layer and ``nn.Conv2d`` of ``model`` dense against sparse on this machine, and keep what wins.
 
     The model runs once with ``example_inputs`` to learn how many tokens each layer gets. For each layer the sparse
     forms that its zeros fit are packed, checked against float64 on the recorded input, and timed against the dense
@@ -45,8 +53,15 @@ def optimize_for_inference(
     is kept if the p20 of its per-round speed-ups reaches ``min_speedup`` and exceeds the A/A spread. At last the whole
     model is timed, dense against optimised; if it is not faster, everything is put back.
 
+    A sparse convolution takes over the ``nn.BatchNorm2d`` and the ReLU, GELU or SiLU behind it where nothing else sees
+    what lies between (``torch.fx``, else neighbours in an ``nn.Sequential``; a module that is called more than once is
+    left where it is). It is held and timed against the dense convolution with the same folded in, so that the speed-up
+    is that of the sparsity; ``nn.Identity`` stands in the place of what was taken over, and the folded weight is a new
+    Parameter, as after ``torch.nn.utils.fuse_conv_bn_eval``.
+
     Args:
-        model: changed in place, and put in eval mode. Its weights are not changed; layers may be plain or sparse.
+        model: changed in place, and put in eval mode. Its weights are not changed (but see folding, above);
+            layers may be plain or sparse.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, of the sizes that matter.
         min_speedup: what a layer has to win by.
         patterns: the only patterns to try, such as ``["2:4"]``; None tries what the zeros suggest.
@@ -84,14 +99,14 @@ def optimize_for_inference(
     model.eval()
     run = trace.runner(model, example_inputs)
     devices = trace.devices_of(model, example_inputs)
-    layers = trace.linear_layers(model)
+    layers = trace.layers_of(model)
     for seen in layers:  # the run that is watched is the dense one
         _install(model, seen, tune.dense_form(seen.module))
     try:
         watched = [with_fields(s, module=model.get_submodule(s.name)) for s in layers]
         trace.watch(watched, run)
         for seen, twin in zip(layers, watched, strict=True):
-            seen.calls, seen.sample = twin.calls, twin.sample
+            seen.calls, seen.sample, seen.inputs = twin.calls, twin.sample, twin.inputs
         effort = _effort(layers, rounds, max_seconds, devices)
         reports, chosen = _tune_all(layers, (asked, (None, *stored)), min_speedup, effort)
         whole, reverted = None, None
@@ -128,6 +143,10 @@ def _effort(
 def _install(model: nn.Module, seen: Seen, module: nn.Module) -> None:
     for name in seen.names:
         replace(model, name, module)
+    if seen.tail is not None:
+        taken = isinstance(module, SparseConv2d)
+        for name, its in (seen.tail.stand_ins if taken else seen.tail.modules).items():
+            replace(model, name, its)
 
 
 #: the only patterns to try, or None for all that may pay; and how to store each
@@ -161,7 +180,7 @@ def _examine(seen: Seen, forms: Forms) -> tuple[LayerReport, dict[str, Checked]]
     module = seen.module
     kind = type(module).__name__
     weight = module._parameters.get("weight")
-    if (reason := None if is_sparse(module) else why_not(module)) or weight is None:
+    if (reason := None if is_sparse(module) else why_not_weight(module)) or weight is None:
         shape = (getattr(module, "out_features", 0), getattr(module, "in_features", 0))
         report = LayerReport(seen.name, kind, shape, "-", dict(seen.calls), 1.0)
         return with_fields(report, reason=reason or "its weight is not a Parameter"), {}
@@ -169,6 +188,8 @@ def _examine(seen: Seen, forms: Forms) -> tuple[LayerReport, dict[str, Checked]]
     density = 1.0 if dense.is_meta else float((dense != 0).float().mean())
     shape = (dense.shape[0], dense.shape[1])
     report = LayerReport(seen.name, kind, shape, str(dense.dtype)[6:], dict(seen.calls), density)
+    if seen.tail is not None:
+        report = with_fields(report, fused=str(seen.tail))
     if seen.sample is None:
         return with_fields(report, reason="not called with any token by the example inputs"), {}
     check_finite(dense, seen.name)
@@ -207,7 +228,9 @@ def _likeness(seen: Seen, checked: dict[str, Checked]) -> tuple[Any, ...]:
     )
     bias = seen.module._parameters.get("bias") is None
     calls = tuple(sorted(seen.calls.items()))
-    return tuple(weight.shape), tuple(weight.stride()), weight.dtype, bias, calls, stored
+    sizes = tuple(getattr(seen.module, name, None) for name in ("stride", "padding", "dilation"))
+    conv = (*sizes, tuple(sorted((n, *each) for n, each in seen.inputs.items())), str(seen.tail))
+    return tuple(weight.shape), tuple(weight.stride()), weight.dtype, bias, calls, stored, conv
 
 
 def _judge(

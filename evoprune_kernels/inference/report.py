@@ -12,7 +12,7 @@ from evoprune_kernels.measure import Ratio
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One linear layer: what was measured, and what became of it."""
+    """One linear layer or convolution: what was measured, and what became of it."""
 
     name: str
     kind: str
@@ -35,6 +35,8 @@ class LayerReport:
     dense_error: float | None = None
     #: every pattern that was timed -> median speed-up
     tried: dict[str, float] = field(default_factory=dict)
+    #: what a sparse convolution takes over, such as "BatchNorm2d + ReLU"
+    fused: str | None = None
     #: an identical layer whose timing this one took over
     measured_as: str | None = None
     #: why the layer is dense; None if it is sparse now
@@ -115,7 +117,7 @@ class InferenceReport:
     def _summary(self) -> list[str]:
         total = [x for x in self.layers if x.dense_us is not None and x.sparse_us is not None]
         lines = [
-            f"{len(self.swapped)} of {len(self.layers)} linear layers run sparse; a layer had to win by "
+            f"{len(self.swapped)} of {len(self.layers)} layers run sparse; a layer had to win by "
             f"{self.min_speedup:g}x, {self.machine['threads']} thread(s), {self.machine['cpu']}, {self.machine['isa']}"
         ]
         kept = [x for x in total if x.sparse]
@@ -140,7 +142,8 @@ class InferenceReport:
 def _row(layer: LayerReport) -> list[str]:
     tokens = ",".join(str(t) if n == 1 else f"{t} x{n}" for t, n in layer.calls.items())
     cells = [layer.name, f"{layer.shape[0]}x{layer.shape[1]}", tokens or "-", layer.pattern or "-"]
-    cells.append(layer.kernel or "dense")
+    taken = f" + {layer.fused}" if layer.kernel and layer.fused else ""
+    cells.append(f"{layer.kernel or 'dense'}{taken}")
     cells += ["-" if v is None else f"{v:,.1f}" for v in (layer.dense_us, layer.sparse_us)]
     cells.append(str(layer.speedup) if layer.speedup else "-")
     cells.append("-" if layer.max_error is None else f"{layer.max_error:.1e}")

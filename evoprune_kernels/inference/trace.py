@@ -1,4 +1,4 @@
-"""One run of the model with its linear layers watched: how often each is called, with how many tokens, with what."""
+"""One run of the model with its layers watched: how often each is called, with how many tokens, with what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evoprune_kernels.nn.swap import is_linear, is_sparse, paths
+from evoprune_kernels.inference.fusion import Tail, tails
+from evoprune_kernels.nn.swap import is_conv, is_linear, is_sparse, paths, weight_of
 
 #: rows of a recorded input that are kept to check a kernel's results
 SAMPLE_ROWS = 64
@@ -19,13 +20,39 @@ SAMPLE_ROWS = 64
 
 @dataclass
 class Seen:
-    """One linear layer of the model and the calls it had."""
+    """One linear layer or convolution of the model and the calls it had; a position of an output is a token."""
 
     name: str
     names: list[str]
     module: nn.Module
     calls: Counter[int] = field(default_factory=Counter)
     sample: Tensor | None = None
+    #: of a convolution: tokens -> shape and memory order of the first input that gave as many
+    inputs: dict[int, tuple[torch.Size, torch.memory_format]] = field(default_factory=dict)
+    #: of a convolution: the batch norm and activation that a sparse one takes over
+    tail: Tail | None = None
+
+    def take(self, x: Tensor) -> None:
+        """Count a call with ``x``."""
+        if is_conv(self.module):
+            self._take_image(x)
+        elif x.dim() >= 1 and x.shape[-1] > 0:
+            self.calls[x.numel() // x.shape[-1]] += 1
+            if self.sample is None and x.numel() > 0:
+                self.sample = x.detach().reshape(-1, x.shape[-1])[:SAMPLE_ROWS].clone()
+
+    def _take_image(self, x: Tensor) -> None:
+        assert is_conv(self.module)
+        weight = weight_of(self.module).to("meta")
+        y = self.module._conv_forward(x.to("meta", weight.dtype), weight, None)
+        tokens = y.numel() // max(1, y.shape[-3])
+        self.calls[tokens] += 1
+        last = x.dim() == 4 and not x.is_contiguous()
+        self.inputs.setdefault(
+            tokens, (x.shape, torch.channels_last if last else torch.contiguous_format)
+        )
+        if self.sample is None and x.numel() > 0:
+            self.sample = (x[:1] if x.dim() == 4 else x).detach().clone()
 
 
 def runner(model: nn.Module, example_inputs: Any) -> Callable[[], Any]:
@@ -68,18 +95,21 @@ def inputs_of(example_inputs: Any) -> list[Tensor]:
     return []
 
 
-def linear_layers(model: nn.Module) -> list[Seen]:
-    """Every linear layer of the model, dense or sparse, in order; a shared one once."""
+def layers_of(model: nn.Module) -> list[Seen]:
+    """Every linear layer and convolution of the model, dense or sparse, in order; a shared one once."""
     layers = []
+    followed: dict[str, Tail] | None = None
     for names in paths(model).values():
         module = model.get_submodule(names[0])
-        if is_linear(module) or is_sparse(module):
-            layers.append(Seen(names[0], names, module))
+        if is_conv(module) and followed is None:
+            followed = tails(model)
+        if is_linear(module) or is_conv(module) or is_sparse(module):
+            layers.append(Seen(names[0], names, module, tail=(followed or {}).get(names[0])))
     return layers
 
 
 def watch(layers: list[Seen], run: Callable[[], Any]) -> Any:
-    """Run once and fill in ``calls`` and ``sample`` of every layer; the output of the run."""
+    """Run once and let every layer ``take`` its inputs; the output of the run."""
     handles = []
     for layer in layers:
 
@@ -87,10 +117,8 @@ def watch(layers: list[Seen], run: Callable[[], Any]) -> Any:
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], layer: Seen = layer
         ) -> None:
             x = args[0] if args else next(iter(kwargs.values()), None)
-            if isinstance(x, Tensor) and x.dim() >= 1 and x.shape[-1] > 0:
-                layer.calls[x.numel() // x.shape[-1]] += 1
-                if layer.sample is None and x.numel() > 0:
-                    layer.sample = x.detach().reshape(-1, x.shape[-1])[:SAMPLE_ROWS].clone()
+            if isinstance(x, Tensor):
+                layer.take(x)
 
         handles.append(layer.module.register_forward_pre_hook(hook, with_kwargs=True))
     try:

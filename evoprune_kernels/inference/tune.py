@@ -21,6 +21,7 @@ from evoprune_kernels.formats import Pattern
 from evoprune_kernels.inference.trace import Seen
 from evoprune_kernels.measure import Measurement
 from evoprune_kernels.nn.packed import adopt
+from evoprune_kernels.nn.sparse_conv import SparseConv2d
 from evoprune_kernels.nn.swap import Sparse, dense_view, is_sparse, share, weight_of
 from evoprune_kernels.ops._linear import activate
 
@@ -73,11 +74,14 @@ def dense_form(module: nn.Module) -> nn.Module:
 def sparse_form(seen: Seen, pattern: Pattern, stored: str | None = None) -> Sparse | str:
     """The layer packed as ``pattern``, its values ``stored`` so, or why it cannot be."""
     module = seen.module
-    layer: Sparse = (
-        module.twin(pattern, seen.name, stored)
-        if is_sparse(module)
-        else share(module, pattern, stored=stored, name=seen.name)
-    )
+    layer: Sparse
+    if is_sparse(module):
+        layer = module.twin(pattern, seen.name, stored)
+    elif seen.tail is not None:
+        conv, act = seen.tail.convolution(), seen.tail.activation
+        layer = SparseConv2d.share(conv, pattern, activation=act, stored=stored, name=seen.name)
+    else:
+        layer = share(module, pattern, stored=stored, name=seen.name)
     layer.eval()
     return layer if layer.kernel is not None else str(layer.dense_reason)
 
@@ -88,7 +92,7 @@ def check(seen: Seen, layer: Sparse) -> Checked | str:
     A weight stored narrower is held to that law with the weight as it is stored, and with the input as it is rounded
     where that is; the error that is reported is against both as they were.
     """
-    weight = dense_view(seen.module)
+    weight = dense_view(layer)
     assert seen.sample is not None
     dtype = weight.dtype
     x = seen.sample.to(dtype)
@@ -96,8 +100,8 @@ def check(seen: Seen, layer: Sparse) -> Checked | str:
     wide = None if bias is None else bias.double()
 
     def errors(x: Tensor, weight: Tensor, sparse: Tensor) -> tuple[float, float]:
-        truth = _activate(F.linear(x.double(), weight.double(), wide), layer)
-        dense = _activate(F.linear(x.to(dtype), weight.to(dtype), bias), layer)
+        truth = _activate(_product(layer, x.double(), weight.double(), wide), layer)
+        dense = _activate(_product(layer, x.to(dtype), weight.to(dtype), bias), layer)
         finite = truth.isfinite()
         scale = float(truth[finite].abs().max()) if bool(finite.any()) else 0.0
         return _error(sparse, truth, finite) / (scale or 1.0), _error(dense, truth, finite) / (
@@ -118,7 +122,7 @@ def time_layer(seen: Seen, checked: dict[str, Checked], effort: Effort) -> Measu
     """Seconds of all calls of one run of the model, per round: dense, dense again (A/A), and each sparse form."""
     weight = weight_of(seen.module)
     work = sorted(seen.calls.items(), key=lambda item: -item[0] * item[1])[:MAX_TOKEN_COUNTS]
-    plain = dense_form(seen.module)
+    plain = seen.tail.dense() if seen.tail is not None else dense_form(seen.module)
     count = _copies(weight.nbytes, weight.nbytes, effort)
     layers = {DENSE: _Copies([_copy_dense(plain) for _ in range(count)], weight.nbytes)}
     for name, form in checked.items():
@@ -128,18 +132,19 @@ def time_layer(seen: Seen, checked: dict[str, Checked], effort: Effort) -> Measu
     totals: dict[str, list[float]] = {}
     with torch.no_grad():
         for tokens, calls in work:
-            result = _time_tokens(layers, _random_input(seen, tokens), effort)
+            few = tokens <= FEW_TOKENS
+            result = _time_tokens(layers, _random_input(seen, tokens), few, effort)
             for name, samples in result.samples.items():
                 before = totals.get(name, [0.0] * len(samples))
                 totals[name] = [a + calls * b for a, b in zip(before, samples, strict=False)]
     return Measurement({name: tuple(samples) for name, samples in totals.items()})
 
 
-def _time_tokens(layers: dict[str, _Copies], x: Tensor, effort: Effort) -> Measurement:
+def _time_tokens(layers: dict[str, _Copies], x: Tensor, few: bool, effort: Effort) -> Measurement:
     """Interleaved rounds over the copies. What fits in the cache is swept once, untimed, before each timed sweep."""
     contenders = measure.add_control({name: each.rotate(x) for name, each in layers.items()}, DENSE)
     calls, before = dict.fromkeys(contenders, 1), {}
-    if x.shape[0] <= FEW_TOKENS:
+    if few:
         for name in contenders:
             copies = layers[name.removesuffix(measure.CONTROL_SUFFIX)]
             if copies.nbytes < effort.cache_bytes:
@@ -159,6 +164,10 @@ def _time_tokens(layers: dict[str, _Copies], x: Tensor, effort: Effort) -> Measu
 def _random_input(seen: Seen, tokens: int) -> Tensor:
     weight = dense_view(seen.module)
     generator = torch.Generator().manual_seed(0)
+    if tokens in seen.inputs:
+        shape, memory_format = seen.inputs[tokens]
+        image = torch.randn(shape, generator=generator).to(weight)
+        return image.contiguous(memory_format=memory_format)
     return torch.randn(tokens, weight.shape[1], generator=generator).to(weight)
 
 
@@ -172,6 +181,8 @@ def _copies(nbytes: int, dense_bytes: int, effort: Effort) -> int:
 def _copy_dense(module: nn.Module) -> nn.Module:
     """The layer with a weight of its own, at another address."""
     copied: nn.Module
+    if type(module) is nn.Sequential:  # a convolution and its activation
+        return nn.Sequential(_copy_dense(module[0]), module[1])
     if is_sparse(module):
         sparse: Sparse = module.twin()
         sparse.eval().stay_dense("the dense contender")
@@ -199,6 +210,13 @@ class _Copies:
         """A call that takes every copy once."""
         forwards = [layer.forward for layer in self.layers]
         return lambda: [forward(x) for forward in forwards]
+
+
+def _product(layer: Sparse, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x W^T + b`` of a linear layer, or the convolution, with a dense weight [N, K]."""
+    if not isinstance(layer, SparseConv2d):
+        return F.linear(x, weight, bias)
+    return layer._conv_forward(x, weight.reshape(layer.weight.shape), bias)
 
 
 def _activate(y: Tensor, layer: Sparse) -> Tensor:

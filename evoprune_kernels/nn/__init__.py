@@ -22,6 +22,7 @@ from evoprune_kernels.nn.gates import (
     reset_gate_statistics,
 )
 from evoprune_kernels.nn.linear import SparseLinear
+from evoprune_kernels.nn.sparse_conv import SparseConv2d
 from evoprune_kernels.nn.ssprop import SSPropConv2d, SSPropLinear
 from evoprune_kernels.nn.ssprop_model import ssprop_model_
 from evoprune_kernels.nn.ssprop_schedule import SSPropSchedule
@@ -40,6 +41,7 @@ __all__ = [
     "SSPropLinear",
     "SSPropSchedule",
     "SparseConv1D",
+    "SparseConv2d",
     "SparseLinear",
     "bn_polarization",
     "budget_loss",

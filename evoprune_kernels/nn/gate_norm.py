@@ -63,9 +63,8 @@ class UngatedConv2d(GatedConv2d):
     def forward(self, input: Tensor) -> Tensor:
         """[B, C_in, H, W] -> the output without gates."""
         check_dim(input, 4, "the input of a fused convolution")
-        output = nn.Conv2d.forward(self, input)
-        self.positions = output.shape[2] * output.shape[3]
         gates = self.gate(input)
+        output = self.convolve(input, gates)
         self.gates = gates if gates.dtype == output.dtype else gates.float()
         return output
 

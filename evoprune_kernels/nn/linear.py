@@ -20,7 +20,7 @@ _GRAD_HINT = (
 
 
 class SparseForward(PackedCache):
-    """The forward pass of both sparse layers."""
+    """The forward pass of every sparse layer."""
 
     def forward(self, input: Tensor) -> Tensor:
         """``y = activation(x W^T + b)``: x [..., in_features] -> y [..., out_features]."""
@@ -85,6 +85,12 @@ class SparseForward(PackedCache):
         if dtype is not None and input.dtype != dtype:
             raise TypeError(
                 f"{self.layer_name}: expected an input of dtype {dtype} (the weight's), got {input.dtype}"
+            )
+
+    def _refuse_activation(self) -> None:
+        if self.activation != "none":
+            raise ValueError(
+                f"{self.layer_name}: a plain layer has no activation, this one has {self.activation!r}"
             )
 
     def _describe(self) -> str:
@@ -225,12 +231,6 @@ class SparseLinear(SparseForward, nn.Linear):
         linear = nn.Linear.__new__(nn.Linear)
         adopt(linear, self)
         return linear
-
-    def _refuse_activation(self) -> None:
-        if self.activation != "none":
-            raise ValueError(
-                f"{self.layer_name}: a plain layer has no activation, this one has {self.activation!r}"
-            )
 
     def extra_repr(self) -> str:
         return f"{nn.Linear.extra_repr(self)}, {self._describe()}"

@@ -25,7 +25,8 @@ from evoprune_kernels.formats import NM, Pattern
 from evoprune_kernels.nn.masks import check_finite, check_pattern
 from evoprune_kernels.nn.watch import version, watch
 from evoprune_kernels.ops._linear import ACTIVATIONS, KERNEL_DTYPES
-from evoprune_kernels.ops.prepare import bind, op_of, uses_triton
+from evoprune_kernels.ops._op import Op
+from evoprune_kernels.ops.prepare import Bound, bind, op_of, uses_triton
 from evoprune_kernels.ops.w8a8_linear.reference import dequantize_tokens
 
 #: device type -> dtypes of a weight that its kernels take
@@ -45,7 +46,7 @@ class Plan:
     run: Callable[..., Tensor]
     buffers: tuple[str, ...]
     scale: str | None  # the buffer of the scales, where the weight is quantised
-    tail: tuple[int | str, ...]
+    tail: tuple[int | str | list[int], ...]
     density: float
     nbytes: int
     impl: str | None = None  # "triton", or what the dispatcher chooses
@@ -167,6 +168,13 @@ class PackedCache(nn.Module):
         triton = on_gpu and uses_triton(self.pattern, w8a8=self.stored == "w8a8")
         return _select.TRITON if triton else None
 
+    def _op(self, device: str, impl: str | None) -> Op | None:
+        """The op that runs the packed weight; ``ValueError`` or None where there is none."""
+        return op_of(self.pattern, w8a8=self.stored == "w8a8", device=device, impl=impl)
+
+    def _bind(self, packed: formats.PackedWeight) -> Bound:
+        return bind(packed, self.activation, w8a8=self.stored == "w8a8", impl=self._impl())
+
     def _unfit(self) -> str | None:
         """Why no kernel can run this layer, or None."""
         weight = self._parameters.get("weight")
@@ -184,7 +192,7 @@ class PackedCache(nn.Module):
             return f"the kernels on {device!r} take {names}, the weight is {str(weight.dtype)[6:]}"
         impl = self._impl()
         try:
-            op = op_of(self.pattern, w8a8=self.stored == "w8a8", device=device, impl=impl)
+            op = self._op(device, impl)
         except ValueError as error:
             return str(error)
         if op is None:
@@ -207,7 +215,7 @@ class PackedCache(nn.Module):
                 if isinstance(self.pattern, NM):
                     check_pattern(dense != 0, self.pattern, self.layer_name, "weight")
                 packed = self._stored(formats.pack(dense, self.pattern))
-                bound = bind(packed, self.activation, w8a8=self.stored == "w8a8", impl=self._impl())
+                bound = self._bind(packed)
             except ValueError as error:
                 self._failure = str(error)
                 raise

@@ -1,4 +1,4 @@
-"""Finding linear layers in a model and putting others in their place; shared by ``convert`` and ``inference``."""
+"""Finding layers in a model and putting others in their place; shared by ``convert`` and ``inference``."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from torch.nn.utils import parametrize
 from evoprune_kernels.formats import Pattern
 from evoprune_kernels.nn.conv1d import SparseConv1D, is_conv1d
 from evoprune_kernels.nn.linear import SparseLinear
+from evoprune_kernels.nn.sparse_conv import SparseConv2d
 from evoprune_kernels.ops._linear import KERNEL_DTYPES
 
-Sparse = SparseLinear | SparseConv1D
+Sparse = SparseLinear | SparseConv1D | SparseConv2d
 
 
 def is_sparse(module: nn.Module) -> TypeGuard[Sparse]:
     """Whether ``module`` is one of our layers."""
-    return isinstance(module, SparseLinear | SparseConv1D)
+    return isinstance(module, Sparse)
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether ``module`` is an ``nn.Linear`` (subclasses included) or transformers' ``Conv1D``."""
     return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def is_conv(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``module`` is an ``nn.Conv2d`` (subclasses included)."""
+    return isinstance(module, nn.Conv2d)
 
 
 def paths(model: nn.Module) -> dict[int, list[str]]:
@@ -49,9 +55,11 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def dense_view(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as [out_features, in_features], whichever way it is stored."""
+    """The weight of a layer as [out_features, in_features], whichever way it is stored."""
     transposed = is_conv1d(module) or isinstance(module, SparseConv1D)
     weight = weight_of(module).detach()
+    if is_conv(module):
+        return weight.reshape(weight.shape[0], -1)
     return weight.t() if transposed else weight
 
 
@@ -63,7 +71,9 @@ def share(
     stored: str | None = None,
     name: str | None = None,
 ) -> Sparse:
-    """The sparse layer around the Parameters of a linear layer; nothing is pruned or packed yet."""
+    """The sparse layer around the Parameters of a layer; nothing is pruned or packed yet."""
+    if is_conv(module):
+        return SparseConv2d.share(module, pattern, sparsity=sparsity, stored=stored, name=name)
     if is_conv1d(module):
         return SparseConv1D.share(module, pattern, sparsity=sparsity, stored=stored, name=name)
     assert isinstance(module, nn.Linear)
@@ -71,17 +81,23 @@ def share(
 
 
 def why_not(module: nn.Module) -> str | None:
-    """Why a module that holds a matrix cannot become a sparse layer, or None."""
+    """Why a module that holds a matrix cannot become a sparse linear layer, or None."""
+    if not is_linear(module):
+        return f"{type(module).__name__} is not a linear layer"
+    return why_not_weight(module)
+
+
+def why_not_weight(module: nn.Module) -> str | None:
+    """Why a linear layer or a convolution cannot become a sparse one, or None."""
     kind = type(module).__name__
     weight = module._parameters.get("weight")
-    if not is_linear(module):
-        return f"{kind} is not a linear layer"
     if parametrize.is_parametrized(module):
         return "parametrized: call torch.nn.utils.parametrize.remove_parametrizations first"
     if weight is None:
         return "weight is not a Parameter (torch.nn.utils.prune or weight_norm): remove that first"
-    if type(module) is not nn.Linear and not is_conv1d(module):
-        return f"{kind} is a subclass of nn.Linear, its forward may differ"
+    if type(module) not in (nn.Linear, nn.Conv2d) and not is_conv1d(module):
+        base = "Conv2d" if is_conv(module) else "Linear"
+        return f"{kind} is a subclass of nn.{base}, its forward may differ"
     if "forward" in module.__dict__:
         return "its forward is replaced on the instance (a hook of another library)"
     if isinstance(weight, nn.UninitializedParameter) or weight.device.type == "meta":

@@ -7,12 +7,14 @@ from evoprune_kernels.ops.adamw_step import adamw_step_
 from evoprune_kernels.ops.bitmask_linear import bitmask_linear
 from evoprune_kernels.ops.bitmask_pack import bitmask_pack, bitmask_unpack
 from evoprune_kernels.ops.bitmask_prepare import bitmask_prepare
+from evoprune_kernels.ops.block_conv2d import block_conv2d
 from evoprune_kernels.ops.block_linear import block_linear
 from evoprune_kernels.ops.block_pack import block_pack, block_unpack
 from evoprune_kernels.ops.block_prepare import block_prepare
 from evoprune_kernels.ops.channel_gate import channel_gate
 from evoprune_kernels.ops.gate_norm import gate_norm
 from evoprune_kernels.ops.gather_channels import gather_channels, scatter_channels
+from evoprune_kernels.ops.nm_conv2d import nm_conv2d
 from evoprune_kernels.ops.nm_linear import nm_linear
 from evoprune_kernels.ops.nm_pack import nm_pack, nm_unpack
 from evoprune_kernels.ops.nm_prepare import nm_prepare
@@ -42,6 +44,7 @@ __all__ = [
     "bitmask_pack",
     "bitmask_prepare",
     "bitmask_unpack",
+    "block_conv2d",
     "block_linear",
     "block_pack",
     "block_prepare",
@@ -50,6 +53,7 @@ __all__ = [
     "gate_norm",
     "gather_channels",
     "linear",
+    "nm_conv2d",
     "nm_linear",
     "nm_pack",
     "nm_prepare",

@@ -93,7 +93,7 @@ class Bound:
 
     op: Op
     tensors: dict[str, Tensor]
-    tail: tuple[int | str, ...]
+    tail: tuple[int | str | list[int], ...]
     impl: str | None = None  # "triton", or what the dispatcher chooses
 
     @property

@@ -1,0 +1,33 @@
+"""``block_conv2d`` in plain torch: unfold, then a dense product with the unpacked weight."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from evoprune_kernels.ops._conv import ConvSizes, conv_dense
+from evoprune_kernels.ops.block_linear.reference import dense_weight
+
+
+def block_conv2d_reference(
+    x: Tensor,
+    values: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    bias: Tensor | None,
+    out_channels: int,
+    in_channels: int,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    bn: int,
+    bk: int,
+    activation: str,
+    layout: str,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """``act(conv2d(x, W) + bias)``; see ``block_conv2d``."""
+    sizes = ConvSizes.of(out_channels, in_channels, kernel_size, stride, padding, dilation)
+    shape = (out_channels, sizes.columns)
+    weight = dense_weight(values, row_ptr, col_idx, shape, (bn, bk), layout)
+    return conv_dense(x, weight, bias, sizes, activation, scale)
