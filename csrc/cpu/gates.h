@@ -1,5 +1,5 @@
 // The arguments of the channel kernels, a part of the table in cpu/kernels.h: gates, the batch norm
-// behind them, and sums of channels.
+// behind them, sums of channels, and channels moved alone.
 #pragma once
 
 #include <cstdint>
@@ -100,12 +100,24 @@ struct TopkChannelsArgs {
   int64_t* index;  // [rows, k]
 };
 
+// Channels of x [units, channels, inner] to y [units, kept, inner], or back into zeros; a work unit
+// is one of `units`.
+struct MoveChannelsArgs {
+  const void* x;
+  void* y;
+  const int64_t* index;  // [kept]
+  const int64_t* place;  // [channels] of a scatter: which of `kept`, or -1
+  int64_t channels, kept, inner, element_bytes;
+  bool scatter;
+};
+
 // Their part of the table.
 struct ChannelKernels {
   void (*gate)(const ChannelGateArgs&, int64_t begin, int64_t end);
   void (*gate_backward)(const ChannelGateBackwardArgs&, int64_t begin, int64_t end);
   void (*sizes)(const ChannelSizesArgs&, int64_t begin, int64_t end);
   void (*topk)(const TopkChannelsArgs&, int64_t begin, int64_t end);
+  void (*move)(const MoveChannelsArgs&, int64_t begin, int64_t end);
   void (*statistics)(const GateStatisticsArgs&, int64_t begin, int64_t end);
   void (*norm)(const GateNormArgs&, int64_t begin, int64_t end);
   void (*norm_sums)(const GateNormSumsArgs&, int64_t begin, int64_t end);

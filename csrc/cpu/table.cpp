@@ -31,6 +31,7 @@ void channel_gate(const ChannelGateArgs&, int64_t, int64_t);
 void channel_gate_backward(const ChannelGateBackwardArgs&, int64_t, int64_t);
 void channel_sizes(const ChannelSizesArgs&, int64_t, int64_t);
 void topk_channels(const TopkChannelsArgs&, int64_t, int64_t);
+void move_channels(const MoveChannelsArgs&, int64_t, int64_t);
 void gate_statistics(const GateStatisticsArgs&, int64_t, int64_t);
 void gate_norm(const GateNormArgs&, int64_t, int64_t);
 void gate_norm_sums(const GateNormSumsArgs&, int64_t, int64_t);
@@ -70,6 +71,7 @@ const Kernels table = {
             .gate_backward = channel_gate_backward,
             .sizes = channel_sizes,
             .topk = topk_channels,
+            .move = move_channels,
             .statistics = gate_statistics,
             .norm = gate_norm,
             .norm_sums = gate_norm_sums,

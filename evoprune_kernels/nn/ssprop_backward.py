@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from evoprune_kernels.ops.gather_channels import OP as gather_channels
 from evoprune_kernels.ops.topk_channels import topk_abs_channels, topk_channels
 from evoprune_kernels.ops.topk_channels.reference import channel_scores
 
@@ -52,10 +53,8 @@ def _scatter(rows: Tensor, index: Tensor, like: Tensor) -> Tensor:
 
 
 def select_channels(tensor: Tensor, index: Tensor) -> Tensor:
-    """``tensor[:, index]`` of [B, C, H, W]; channels_last stays so, gathered along its contiguous dimension."""
-    if tensor.is_contiguous() or not tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor.index_select(1, index)
-    return tensor.permute(0, 2, 3, 1).index_select(3, index).permute(0, 3, 1, 2)
+    """``tensor[:, index]`` of [B, C, H, W] in its memory format."""
+    return gather_channels(tensor, index)
 
 
 class _Refuse(Function):

@@ -41,17 +41,22 @@ def test_literal():
     assert twice[1].tolist() == [[0, 0], [16, 18]]
 
 
+every_implementation = pytest.mark.parametrize("impl", [None, "reference"])
+
+
+@every_implementation
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_gather_matches_the_loop(case):
+def test_gather_matches_the_loop(case, impl):
     x, index = case.args()
-    y = ops.gather_channels(x, index)
+    y = ops.gather_channels(x, index, impl=impl)
     assert torch.equal(y, by_hand(x, index)) and is_laid_out_as(y, x)
 
 
+@every_implementation
 @pytest.mark.parametrize("case", SCATTER_CASES, ids=lambda c: c.name)
-def test_scatter_matches_the_loop(case):
+def test_scatter_matches_the_loop(case, impl):
     x, index, channels = case.args()
-    y = ops.scatter_channels(x, index, channels)
+    y = ops.scatter_channels(x, index, channels, impl=impl)
     wanted = sums_by_hand(x.double(), index, channels)
     assert_accurate(y, wanted, sums_by_hand(x, index, channels))
     if len(set(index.tolist())) == len(index):  # nothing is added: the same values
@@ -79,10 +84,32 @@ def test_special_values_go_through():
     assert back[0, 0].isnan() and back[0, 1] == -float("inf") and back[0, 2] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
-def test_other_dtypes(dtype):
-    x = torch.tensor([[1, 0, 1, 0]]).to(dtype)
-    assert torch.equal(ops.gather_channels(x, torch.tensor([1, 2])), x[:, 1:3])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int16, torch.bool, torch.complex128])
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 3, 2)])
+def test_other_dtypes(dtype, shape):
+    x = torch.arange(torch.Size(shape).numel()).view(shape).to(dtype)
+    for form in (torch.contiguous_format, torch.channels_last)[: 1 + (x.dim() == 4)]:
+        y = ops.gather_channels(x.contiguous(memory_format=form), torch.tensor([1, 2]))
+        assert torch.equal(y, x[:, 1:3])
+        back = ops.scatter_channels(y, torch.tensor([2, 0]), 3)
+        assert torch.equal(back, torch.stack([x[:, 2], x[:, 1] * 0, x[:, 1]], 1))
+
+
+def test_many_threads_give_the_same():
+    """More rows and samples than one thread takes."""
+    x, index = torch.randn(9, 40, 33, 31), torch.arange(1, 40, 3)
+    last = x.contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for given in (x, last, x.flatten(1)[:, :4000].reshape(9000, 4)):
+            some = index if given.dim() == 4 else torch.tensor([0, 3])
+            y = ops.gather_channels(given, some)
+            assert torch.equal(y, by_hand(given, some))
+            back = ops.scatter_channels(y, some, given.shape[1])
+            assert torch.equal(back, sums_by_hand(y, some, given.shape[1]))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_non_contiguous():
@@ -132,6 +159,14 @@ X = torch.zeros(2, 3, 4)
 def test_bad_input(x, index, error, message):
     with pytest.raises(error, match=message):
         ops.gather_channels(x, index)
+
+
+def test_the_op_itself_refuses_a_bad_index():
+    for index, message in (([3], "got 3"), ([-1], "got -1")):
+        with pytest.raises((RuntimeError, IndexError), match=message):
+            ops.gather_channels.OP(X, torch.tensor(index))
+        with pytest.raises((RuntimeError, IndexError), match=message):
+            ops.gather_channels.SCATTER(X[:, :1], torch.tensor(index), 3)
 
 
 def test_bad_input_of_scatter():

@@ -86,7 +86,8 @@ def gather_channels(x: Tensor, index: Tensor, *, impl: str | None = None) -> Ten
 
     Notes:
         Exact. The gradient is ``scatter_channels``, and so on: differentiable as often as wanted. The values of the
-        index are read on the host, which waits for a GPU, and are not checked while compiling.
+        index are read on the host, which waits for a GPU, and are not checked while compiling. On the CPU torch's
+        ``index_select`` is as fast for contiguous x, and takes 3 to 5 times as long for channels_last (AVX2, 1 thread).
 
     Example:
         >>> import torch
@@ -116,7 +117,9 @@ def scatter_channels(x: Tensor, index: Tensor, channels: int, *, impl: str | Non
         ValueError, TypeError: as ``gather_channels``, and if index has not K entries.
 
     Notes:
-        Exact without repeats, and in the order of k with them, on the CPU. The gradient is ``gather_channels``.
+        Exact without repeats; with them channels are added in the order of k on the CPU. The gradient is
+        ``gather_channels``. On the CPU torch's ``index_add_`` into zeros takes 0.8 to 2 times as long for contiguous x,
+        and 4 to 9 times as long for channels_last (AVX2, 1 thread).
 
     Example:
         >>> import torch
