@@ -232,6 +232,25 @@ def test_gates_serve_once():
         GateNorm2d(6)(y)
 
 
+class Branch(nn.Module):
+    """Control flow that depends on data."""
+
+    def __init__(self, inside=None):
+        super().__init__()
+        self.inside = inside or nn.Identity()
+
+    def forward(self, x):
+        return self.inside(x) if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_traced_stays_whole():
+    inside = nn.Sequential(GatedConv2d(6, 6, 3), nn.BatchNorm2d(6))
+    model = chain(Branch(), Branch(inside))
+    report = fuse_gate_norm_(model, torch.randn(1, 3, 8, 8))
+    assert report.fused == {"0": ("1",)}
+    assert report.kept["3.inside.0"] == "torch.fx sees it called 0 times in a forward"
+
+
 def test_errors_leave_the_model_as_it_was():
     with pytest.raises(
         ValueError, match="expected a model with GatedConv2d, got none in Sequential"
@@ -244,12 +263,8 @@ def test_errors_leave_the_model_as_it_was():
         fuse_gate_norm_(model, torch.zeros(1, 7, 8, 8))
     assert [type(m) for m in model] == [GatedConv2d, nn.BatchNorm2d]
 
-    class Branch(nn.Module):
-        def forward(self, x):
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(ValueError, match=r"torch\.fx cannot trace Sequential"):
-        fuse_gate_norm_(chain(Branch()), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"torch\.fx cannot trace Branch"):
+        fuse_gate_norm_(Branch(chain()), torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="model is itself a GateNorm2d"):
         unfuse_gate_norm_(GateNorm2d(3))
     with pytest.raises(TypeError, match=r"expected an nn\.BatchNorm2d, got BatchNorm1d"):
