@@ -6,6 +6,7 @@ Between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` stands what ``TABLES[N
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import statistics
@@ -22,6 +23,8 @@ README = ROOT / "README.md"
 LEVELS = ("avx512", "avx2")
 #: tasks of ``bench methods`` that have a table
 METHOD_TASKS = ("mnist", "fashion", "fashion-conv", "chargpt", "chargpt-short")
+#: benchmarks whose table stands as they print it
+TIMED = ("conv", "gates", "gate_skip", "ssprop")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -212,6 +215,17 @@ def methods(record: dict[str, Any]) -> str:
     return summary.short(record)
 
 
+def timed(name: str) -> Callable[[dict[str, Any]], str]:
+    """The table that ``python -m bench NAME`` prints, from its record."""
+
+    def table(record: dict[str, Any]) -> str:
+        module = importlib.import_module(f"bench.{name}")
+        rows = report.table(module.HEADER, module.table_rows(record["results"]))
+        return "\n\n".join([rows, report.source(record)])
+
+    return table
+
+
 #: marker -> what makes its text from bench/results/<marker>.json
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
@@ -221,6 +235,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "optim": optim,
     "static": static,
     **{f"methods-{task}": methods for task in METHOD_TASKS},
+    **{name.replace("_", "-"): timed(name) for name in TIMED},
 }
 
 
