@@ -24,7 +24,7 @@ LEVELS = ("avx512", "avx2")
 #: tasks of ``bench methods`` that have a table
 METHOD_TASKS = ("mnist", "fashion", "fashion-conv", "chargpt", "chargpt-short")
 #: benchmarks whose table stands as they print it
-TIMED = ("conv", "gates", "gate_skip", "ssprop")
+TIMED = ("conv", "gate_skip", "ssprop")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -215,6 +215,25 @@ def methods(record: dict[str, Any]) -> str:
     return summary.short(record)
 
 
+def gates(record: dict[str, Any]) -> str:
+    """An op and memory format a row: the medians of ``bench gates`` over its layers."""
+    results = record["results"]["ops"]
+    rows = []
+    for op, layout in dict.fromkeys((row["op"], row["layout"]) for row in results):
+        of = [row for row in results if (row["op"], row["layout"]) == (op, layout)]
+        medians = sorted(row["speedup"]["median"] for row in of)
+        faster = sum(row["speedup"]["p20"] > 1 for row in of)
+        cells = [f"{each:.2f}x" for each in (medians[0], statistics.median(medians), medians[-1])]
+        rows.append([op, layout, *cells, f"{faster} of {len(of)}"])
+    noise = [row["control"][end] for row in results for end in ("p20", "p80")]
+    header = ("op", "memory", "worst layer", "median", "best layer", "faster, p20 too")
+    rest = (
+        f"Speed-ups over torch; A/A of the single layers {min(noise):.2f}-{max(noise):.2f}. "
+        f"[Every layer](bench/results/gates.json)."
+    )
+    return "\n\n".join([report.table(header, rows), rest, report.source(record)])
+
+
 def timed(name: str) -> Callable[[dict[str, Any]], str]:
     """The table that ``python -m bench NAME`` prints, from its record."""
 
@@ -235,6 +254,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "optim": optim,
     "static": static,
     **{f"methods-{task}": methods for task in METHOD_TASKS},
+    "gates": gates,
     **{name.replace("_", "-"): timed(name) for name in TIMED},
 }
 
