@@ -10,25 +10,11 @@
 
 namespace evoprune::EVOPRUNE_ISA {
 
-namespace {
-
-template <typename T>
-void run(const StripArgs& a, int64_t begin, int64_t end) {
-  a.narrow ? tokens_in_lanes<T, uint16_t, 1>(a, begin, end)
-           : tokens_in_lanes<T, int32_t, 1>(a, begin, end);
-}
-
-}  // namespace
-
 void bitmask_linear(const StripArgs& a, int64_t begin, int64_t end) {
-  switch (a.dtype) {
-    case DType::f32:
-      return run<float>(a, begin, end);
-    case DType::bf16:
-      return run<bf16>(a, begin, end);
-    case DType::i8:
-      return run<int8_t>(a, begin, end);
-  }
+  with_stored(a.dtype, [&]<typename T>() {
+    a.narrow ? tokens_in_lanes<T, uint16_t, 1>(a, begin, end)
+             : tokens_in_lanes<T, int32_t, 1>(a, begin, end);
+  });
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

@@ -21,33 +21,15 @@ void rows(const StripArgs& a, int64_t begin, int64_t end) {
                  : rows_in_lanes<T, Index>(a, begin, end);
 }
 
-template <typename T>
-void run(const StripArgs& a, int64_t begin, int64_t end) {
-  switch (a.strip) {
-    case 16:
-      return a.narrow ? rows<T, uint16_t>(a, begin, end) : rows<T, int32_t>(a, begin, end);
-    case 8:
-      return tokens_in_lanes<T, int32_t, 8>(a, begin, end);
-    case 4:
-      return tokens_in_lanes<T, int32_t, 4>(a, begin, end);
-    case 2:
-      return tokens_in_lanes<T, int32_t, 2>(a, begin, end);
-    default:
-      return tokens_in_lanes<T, int32_t, 1>(a, begin, end);
-  }
-}
-
 }  // namespace
 
 void block_linear(const StripArgs& a, int64_t begin, int64_t end) {
-  switch (a.dtype) {
-    case DType::f32:
-      return run<float>(a, begin, end);
-    case DType::bf16:
-      return run<bf16>(a, begin, end);
-    case DType::i8:
-      return run<int8_t>(a, begin, end);
-  }
+  with_strip(a, [&]<typename T, typename Index, int R>() {
+    if constexpr (R == kTile)
+      rows<T, Index>(a, begin, end);
+    else
+      tokens_in_lanes<T, Index, R>(a, begin, end);
+  });
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

@@ -26,6 +26,7 @@
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 #include "cpu/simd_window.h"
+#include "cpu/stored.h"
 
 namespace evoprune::EVOPRUNE_ISA {
 
@@ -233,14 +234,7 @@ static void run(const NmLinearArgs& a, int64_t begin, int64_t end) {
 
 template <class P>
 static void run_dtype(const NmLinearArgs& a, int64_t begin, int64_t end) {
-  switch (a.dtype) {
-    case DType::f32:
-      return run<P, float>(a, begin, end);
-    case DType::bf16:
-      return run<P, bf16>(a, begin, end);
-    case DType::i8:
-      return run<P, int8_t>(a, begin, end);
-  }
+  with_stored(a.dtype, [&]<typename T>() { run<P, T>(a, begin, end); });
 }
 
 void nm_linear(const NmLinearArgs& a, int64_t begin, int64_t end) {

@@ -24,6 +24,7 @@
 #include "cpu/kernels.h"
 #include "cpu/planes.h"
 #include "cpu/simd.h"
+#include "cpu/stored.h"
 
 namespace evoprune::EVOPRUNE_ISA {
 
@@ -181,22 +182,12 @@ void run_width(const NmLinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-template <int n>
-void run_dtype(const NmLinearArgs& a, int64_t begin, int64_t end) {
-  switch (a.dtype) {
-    case DType::f32:
-      return run_width<n, float>(a, begin, end);
-    case DType::bf16:
-      return run_width<n, bf16>(a, begin, end);
-    case DType::i8:
-      return run_width<n, int8_t>(a, begin, end);
-  }
-}
-
 }  // namespace
 
 void nm_linear_tokens(const NmLinearArgs& a, int64_t begin, int64_t end) {
-  a.n == 2 ? run_dtype<2>(a, begin, end) : run_dtype<1>(a, begin, end);
+  with_stored(a.dtype, [&]<typename T>() {
+    a.n == 2 ? run_width<2, T>(a, begin, end) : run_width<1, T>(a, begin, end);
+  });
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

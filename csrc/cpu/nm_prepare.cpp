@@ -8,6 +8,7 @@
 #include "core/nm_layout.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
+#include "cpu/stored.h"
 
 namespace evoprune::EVOPRUNE_ISA {
 
@@ -60,17 +61,7 @@ static void lay_out_columns(const NmPrepareArgs& a, int64_t tile) {
 
 void nm_prepare(const NmPrepareArgs& a, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
-    switch (a.dtype) {
-      case DType::f32:
-        lay_out_values<float>(a, tile);
-        break;
-      case DType::bf16:
-        lay_out_values<bf16>(a, tile);
-        break;
-      case DType::i8:
-        lay_out_values<int8_t>(a, tile);
-        break;
-    }
+    with_stored(a.dtype, [&]<typename T>() { lay_out_values<T>(a, tile); });
     if (!a.shared)
       lay_out_indices(a, tile);
     else if (a.narrow)

@@ -5,17 +5,12 @@
 
 namespace evoprune::EVOPRUNE_ISA {
 
-// The element at `index` of outputs of e.y_dtype.
-EVOPRUNE_INLINE void* output_at(void* y, int64_t index, const Epilogue& e) {
-  return static_cast<char*>(y) + index * (e.y_dtype == DType::f32 ? 4 : 2);
-}
-
 // act(sums * scale + bias) of one row to `count` places side by side.
 EVOPRUNE_INLINE void write_run(void* y, int64_t index, const float* sums, int64_t count,
                                const Epilogue& e, int64_t row) {
   const Vec scale = broadcast(e.scale == nullptr ? 1.0f : e.scale[row]);
   const Vec bias = broadcast(load_bias(e, row, 1)[0]);
-  void* out = output_at(y, index, e);
+  void* out = token_outputs(y, index, 1, e);
   int64_t i = 0;
   if (e.y_dtype == DType::f32 && e.activation <= Activation::relu) {  // no call a vector
     const bool relu = e.activation == Activation::relu;

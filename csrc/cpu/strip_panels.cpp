@@ -100,34 +100,10 @@ void tiles(const StripArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-template <typename T>
-void run(const StripArgs& a, int64_t begin, int64_t end) {
-  switch (a.strip) {
-    case 16:
-      return a.narrow ? tiles<T, uint16_t, 16>(a, begin, end)
-                      : tiles<T, int32_t, 16>(a, begin, end);
-    case 8:
-      return tiles<T, int32_t, 8>(a, begin, end);
-    case 4:
-      return tiles<T, int32_t, 4>(a, begin, end);
-    case 2:
-      return tiles<T, int32_t, 2>(a, begin, end);
-    default:
-      return tiles<T, int32_t, 1>(a, begin, end);
-  }
-}
-
 }  // namespace
 
 void strip_panels(const StripArgs& a, int64_t begin, int64_t end) {
-  switch (a.dtype) {
-    case DType::f32:
-      return run<float>(a, begin, end);
-    case DType::bf16:
-      return run<bf16>(a, begin, end);
-    case DType::i8:
-      return run<int8_t>(a, begin, end);
-  }
+  with_strip(a, [&]<typename T, typename Index, int R>() { tiles<T, Index, R>(a, begin, end); });
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

@@ -18,6 +18,7 @@
 #pragma once
 
 #include "cpu/epilogue.h"
+#include "cpu/stored.h"
 
 namespace evoprune::EVOPRUNE_ISA {
 
@@ -32,6 +33,27 @@ inline TileRows tile_rows(int64_t tile, int64_t out_features) {
   const int64_t row = tile * kTile;
   const int64_t left = out_features - row;
   return {row, left < kTile ? left : kTile};
+}
+
+// Calls run.template operator()<T, Index, R>() with the types of values and columns and the rows of a
+// strip of a block weight.
+template <typename Run>
+EVOPRUNE_INLINE void with_strip(const StripArgs& a, Run run) {
+  with_stored(a.dtype, [&]<typename T>() {
+    switch (a.strip) {
+      case 16:
+        return a.narrow ? run.template operator()<T, uint16_t, 16>()
+                        : run.template operator()<T, int32_t, 16>();
+      case 8:
+        return run.template operator()<T, int32_t, 8>();
+      case 4:
+        return run.template operator()<T, int32_t, 4>();
+      case 2:
+        return run.template operator()<T, int32_t, 2>();
+      default:
+        return run.template operator()<T, int32_t, 1>();
+    }
+  });
 }
 
 }  // namespace evoprune::EVOPRUNE_ISA

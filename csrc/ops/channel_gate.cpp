@@ -36,7 +36,7 @@ void check_gates(const Tensor& x, const Tensor& gates) {
 Tensor channel_gate(Tensor x, Tensor gates) {
   const ChannelLayout layout = channel_layout(x, &gates);
   check_gates(x, gates);
-  x = in_order(x, is_channels_last(x));
+  x = in_order(x, memory_format(x));
   gates = widened(gates, wide_type(x));
   Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
@@ -51,9 +51,8 @@ std::tuple<Tensor, Tensor> channel_gate_backward(Tensor grad, Tensor x, Tensor g
   check_gates(x, gates);
   check_like(grad, x);
   const ScalarType gates_type = gates.scalar_type();
-  const bool last = is_channels_last(x);
-  x = in_order(x, last);
-  grad = in_order(grad, last);
+  grad = in_order(grad, memory_format(x));
+  x = in_order(x, memory_format(x));
   Tensor dx = torch::stable::empty_like(x);
   if (x.numel() == 0) return {dx, torch::stable::new_zeros(gates, gates.sizes())};
   gates = widened(gates, wide_type(x));

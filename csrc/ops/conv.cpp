@@ -136,16 +136,6 @@ ConvShape conv_shape(const Tensor& x, const ConvSizes& sizes) {
   return s;
 }
 
-bool is_channels_last(const Tensor& x) {
-  if (x.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (const int d : {1, 3, 2, 0}) {
-    if (x.size(d) != 1 && x.stride(d) != expected) return false;
-    expected *= x.size(d);
-  }
-  return true;
-}
-
 bool is_linear(const ConvShape& s, const Tensor& x) {
   return s.kernel[0] == 1 && s.kernel[1] == 1 && conv_image(s).direct && is_channels_last(x);
 }

@@ -5,6 +5,7 @@
 #include <new>
 #include <vector>
 
+#include "ops/channel_checks.h"
 #include "ops/strips.h"
 
 namespace evoprune::binding {
@@ -16,8 +17,6 @@ struct ConvSizes {
 };
 ConvShape conv_shape(const Tensor& x, const ConvSizes& sizes);
 
-// Whether x is stored channels last and not also contiguous, as torch tells it.
-bool is_channels_last(const Tensor& x);
 // Whether the convolution is a linear layer over the positions of x as they lie.
 bool is_linear(const ConvShape& shape, const Tensor& x);
 // [B, C, H, W] -> [B, H, W, C] and back, as views.

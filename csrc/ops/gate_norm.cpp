@@ -45,7 +45,7 @@ Inputs read(const Tensor& x, const Tensor& gates, const Optional& weight, const 
             double eps, bool relu) {
   const ChannelLayout layout = channel_layout(x, &gates);
   return {layout,
-          in_order(x, is_channels_last(x)),
+          in_order(x, memory_format(x)),
           widened(gates, wide_type(x)),
           per_channel(x, weight, 1.0, "weight"),
           per_channel(x, bias, 0.0, "bias"),
@@ -218,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_norm_backward(Tensor grad, Tenso
                                                               bool gates_too) {
   const Inputs in = read(x, gates, weight, bias, eps, relu);
   check_like(grad, x);
-  grad = in_order(grad, is_channels_last(x));
+  grad = in_order(grad, memory_format(x));
   const Tensor m = per_channel(x, mean, 0, "mean"), v = per_channel(x, var, 0, "var");
   Gradients out = new_gradients(in, gates, gates_too);
   Tensor dx = torch::stable::empty_like(in.x);

@@ -3,22 +3,9 @@
 #include <array>
 #include <vector>
 
-#include "ops/check.h"
+#include "ops/channel_checks.h"
 
 namespace evoprune::binding {
-
-using torch::headeronly::MemoryFormat;
-
-// Whether x is stored as [B, H, W, C] and not as [B, C, H, W] too.
-static bool stored_channels_last(const Tensor& x) {
-  if (x.dim() != 4 || x.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (const int64_t dim : {1, 3, 2, 0}) {
-    if (x.size(dim) != 1 && x.stride(dim) != expected) return false;
-    expected *= x.size(dim);
-  }
-  return true;
-}
 
 // The index, checked: int64 [K] in [0, channels).
 static Tensor checked_index(const Tensor& index, int64_t channels) {
@@ -42,14 +29,13 @@ static Tensor with_channels(const Tensor& x, int64_t channels, MemoryFormat form
 
 static Tensor move(const Tensor& x, const Tensor& index, int64_t channels, bool scatter,
                    const int64_t* place) {
-  const bool last = stored_channels_last(x);
-  const MemoryFormat format = last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  const Tensor source = torch::stable::contiguous(x, format);
+  const MemoryFormat format = memory_format(x);
+  const Tensor source = in_order(x, format);
   const int64_t kept = index.size(0);
   Tensor y = with_channels(source, scatter ? channels : kept, format);
-  int64_t inner = 1;
-  for (int64_t dim = 2; dim < x.dim(); ++dim) inner *= x.size(dim);
   if (y.numel() == 0) return y;
+  const int64_t inner = inner_of(x);
+  const bool last = format == MemoryFormat::ChannelsLast;
   const int64_t units = last ? x.size(0) * inner : x.size(0);
   const MoveChannelsArgs args{source.const_data_ptr(),
                               y.mutable_data_ptr(),
@@ -65,16 +51,14 @@ static Tensor move(const Tensor& x, const Tensor& index, int64_t channels, bool 
 }
 
 Tensor gather_channels(Tensor x, Tensor index) {
-  STD_TORCH_CHECK(x.dim() >= 2, "expected x of 2 dimensions or more, got ", x.dim());
+  check_channels(x);
   const int64_t channels = x.size(1);
   return move(x, checked_index(index, channels), channels, false, nullptr);
 }
 
 // Where an index stands twice, its channels are added: torch does it.
 static Tensor add_up(const Tensor& x, const Tensor& index, int64_t channels) {
-  const bool last = stored_channels_last(x);
-  Tensor y =
-      with_channels(x, channels, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor y = with_channels(x, channels, memory_format(x));
   y = torch::stable::zero_(y);
   std::vector<int64_t> sizes(static_cast<size_t>(x.dim()), 1);
   sizes[1] = index.size(0);
@@ -91,7 +75,7 @@ static Tensor add_up(const Tensor& x, const Tensor& index, int64_t channels) {
 }
 
 Tensor scatter_channels(Tensor x, Tensor index, int64_t channels) {
-  STD_TORCH_CHECK(x.dim() >= 2, "expected x of 2 dimensions or more, got ", x.dim());
+  check_channels(x);
   STD_TORCH_CHECK(channels >= 0, "expected channels >= 0, got ", channels);
   const Tensor dense = checked_index(index, channels);
   check_size(dense, 0, x.size(1), "entries of index");

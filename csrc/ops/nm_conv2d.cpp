@@ -46,25 +46,12 @@ Tensor nm_conv2d(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bia
         shared_strips(x, values, meta, epilogue, {out_channels, columns}, n, m);
     return strip_conv2d(x, shape, strips.weight, strips.args);
   }
-  const int64_t tiles = ceil_div(out_channels, kNmTile), slots = nm_slots(columns, n, m);
-  check_prepared(values, tiles, slots, "values");
-  check_prepared(meta, tiles, nm_words(columns, n, m), "meta");
-  check_dtype(meta, ScalarType::Int, "meta");
-  NmLinearArgs args{};
-  args.values = values.const_data_ptr();
-  args.meta = static_cast<const int32_t*>(meta.const_data_ptr());
-  args.dtype = stored_dtype(values);
-  args.rows = out_channels;
-  args.slots = slots;
-  args.n = n;
-  args.m = m;
-  args.epilogue = epilogue;
-  args.l2_bytes = caches().l2;
-  args.piece_bytes = caches().l1 / 2;
+  NmLinearArgs args = nm_tiles(values, meta, epilogue, {out_channels, columns}, n, m);
   args.panels = true;
-  args.x_stride = slots / n * m;
+  args.x_stride = args.slots / n * m;
   args.panel_tokens =
       plan::nm_panel(shape.images * shape.positions(), plan::nm_costs(kernels().lanes));
+  const int64_t tiles = ceil_div(out_channels, kNmTile);
   return conv2d(x, shape, {args.panel_tokens, args.x_stride, true, tiles, true, run_nm, &args},
                 nullptr);
 }

@@ -126,6 +126,26 @@ SharedStrips shared_strips(const Tensor& x, const Tensor& values, const Tensor& 
   return {{values, row_ptr, columns}, args};
 }
 
+NmLinearArgs nm_tiles(const Tensor& values, const Tensor& meta, const Epilogue& epilogue,
+                      Shape shape, int n, int m) {
+  const int64_t tiles = ceil_div(shape.out_features, kNmTile);
+  NmLinearArgs args{};
+  args.slots = nm_slots(shape.in_features, n, m);
+  check_prepared(values, tiles, args.slots, "values");
+  check_prepared(meta, tiles, nm_words(shape.in_features, n, m), "meta");
+  check_dtype(meta, ScalarType::Int, "meta");
+  args.values = values.const_data_ptr();
+  args.meta = static_cast<const int32_t*>(meta.const_data_ptr());
+  args.dtype = stored_dtype(values);
+  args.rows = shape.out_features;
+  args.n = n;
+  args.m = m;
+  args.epilogue = epilogue;
+  args.l2_bytes = caches().l2;
+  args.piece_bytes = caches().l1 / 2;
+  return args;
+}
+
 Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bias,
                  int64_t out_features, int64_t in_features, int64_t n64, int64_t m64,
                  int64_t shared, std::string activation, std::string layout,
@@ -148,24 +168,9 @@ Tensor nm_linear(Tensor x, Tensor values, Tensor meta, std::optional<Tensor> bia
     const SharedStrips strips = shared_strips(x, values, meta, epilogue, shape, n, m);
     return strip_linear(x, strips.weight, shape, strips.args, kernels().block_linear);
   }
-  const int64_t tiles = ceil_div(out_features, kNmTile);
-  const int64_t slots = nm_slots(in_features, n, m);
-  check_prepared(values, tiles, slots, "values");
-  check_prepared(meta, tiles, nm_words(in_features, n, m), "meta");
-  check_dtype(meta, ScalarType::Int, "meta");
+  const NmLinearArgs args = nm_tiles(values, meta, epilogue, shape, n, m);
   if (!x.is_contiguous()) x = torch::stable::contiguous(x);
   Tensor y = new_output(x, out_features);
-  NmLinearArgs args{};
-  args.values = values.const_data_ptr();
-  args.meta = static_cast<const int32_t*>(meta.const_data_ptr());
-  args.dtype = stored_dtype(values);
-  args.rows = out_features;
-  args.slots = slots;
-  args.n = n;
-  args.m = m;
-  args.epilogue = epilogue;
-  args.l2_bytes = caches().l2;
-  args.piece_bytes = caches().l1 / 2;
   const plan::NmPlan plan = plan_of(args, count_tokens(x));
   for (int64_t i = 0, first = 0; i < plan.count; first += plan.parts[i++].tokens) {
     const plan::NmPart& part = plan.parts[i];

@@ -39,7 +39,7 @@ Tensor topk_channels(Tensor scores, int64_t k) {
 Tensor topk_abs_channels(Tensor x, int64_t k) {
   const ChannelLayout layout = channel_layout(x, nullptr);
   check_k(k, layout.channels);
-  x = in_order(x, is_channels_last(x));
+  x = in_order(x, memory_format(x));
   const bool empty = x.numel() == 0;
   Tensor parts = new_wide(x, {empty ? 0 : layout.parts(), layout.channels});
   if (!empty)

@@ -5,46 +5,28 @@
 #include <limits>
 #include <tuple>
 
+#include "ops/channel_checks.h"
 #include "ops_cuda/check.h"
 
 namespace evoprune::binding_cuda {
 
 namespace {
 
-using torch::headeronly::MemoryFormat;
-
-bool is_channels_last(const Tensor& x) {
-  if (x.dim() != 4 || x.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (const int dim : {1, 3, 2, 0}) {
-    if (x.size(dim) != 1 && x.stride(dim) != expected) return false;
-    expected *= x.size(dim);
-  }
-  return true;
-}
-
-Tensor in_order(const Tensor& x, bool channels_last) {
-  return torch::stable::contiguous(
-      x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
+using binding::in_order;
+using binding::memory_format;
 
 // All but the pointers of x and gates.
 cuda::ChannelGateArgs shape_of(const Tensor& x, const Tensor& gates) {
-  STD_TORCH_CHECK(x.dim() >= 2, "expected x of 2 dimensions or more, got ", x.dim());
-  STD_TORCH_CHECK(gates.dim() == 1 || gates.dim() == 2, "expected gates of 1 or 2 dimensions, got ",
-                  gates.dim());
-  const bool per_sample = gates.dim() == 2;
+  const int64_t inner = binding::inner_of(x);
+  const bool per_sample = binding::are_per_sample(gates, x);
   const int64_t batch = x.size(0), channels = x.size(1);
-  if (per_sample) check_size(gates, 0, batch, "gates.size(0)");
-  check_size(gates, per_sample, channels, "gates.size(-1)");
-  int64_t inner = 1;
-  for (int64_t dim = 2; dim < x.dim(); ++dim) inner *= x.size(dim);
   const DType dtype = kernel_dtype(x, "x"), gate_dtype = kernel_dtype(gates, "gates");
   STD_TORCH_CHECK(gate_dtype == dtype || gate_dtype == DType::f32, "expected gates of dtype ",
                   torch::headeronly::toString(x.scalar_type()), " or Float, got ",
                   torch::headeronly::toString(gates.scalar_type()));
-  cuda::ChannelGateArgs args{
-      nullptr, nullptr, dtype, gate_dtype, batch, channels, inner, is_channels_last(x), per_sample};
+  cuda::ChannelGateArgs args{nullptr,   nullptr,  dtype, gate_dtype,
+                             batch,     channels, inner, binding::is_channels_last(x),
+                             per_sample};
   if (inner == 1) args.channels_last = true;  // [B, C] is both
   if (args.channels_last && !per_sample) {
     args.inner *= args.batch;
@@ -65,7 +47,7 @@ cuda::ChannelGateArgs shape_of(const Tensor& x, const Tensor& gates) {
 Tensor channel_gate(Tensor x, Tensor gates) {
   cuda::ChannelGateArgs args = shape_of(x, gates);
   Call call(x, {&gates});
-  x = in_order(x, is_channels_last(x));
+  x = in_order(x, memory_format(x));
   gates = torch::stable::contiguous(gates);
   Tensor y = torch::stable::empty_like(x);
   if (x.numel() == 0) return y;
@@ -77,16 +59,10 @@ Tensor channel_gate(Tensor x, Tensor gates) {
 
 std::tuple<Tensor, Tensor> channel_gate_backward(Tensor grad, Tensor x, Tensor gates) {
   cuda::ChannelGateBackwardArgs args{shape_of(x, gates), nullptr, nullptr, nullptr};
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type(), "grad has dtype ",
-                  torch::headeronly::toString(grad.scalar_type()), ", expected ",
-                  torch::headeronly::toString(x.scalar_type()));
-  STD_TORCH_CHECK(grad.dim() == x.dim(), "expected grad of ", x.dim(), " dimensions, got ",
-                  grad.dim());
-  for (int64_t dim = 0; dim < x.dim(); ++dim) check_size(grad, dim, x.size(dim), "grad.size(dim)");
+  binding::check_like(grad, x);
   Call call(x, {&grad, &gates});
-  const bool channels_last = is_channels_last(x);
-  x = in_order(x, channels_last);
-  grad = in_order(grad, channels_last);
+  grad = in_order(grad, memory_format(x));
+  x = in_order(x, memory_format(x));
   gates = torch::stable::contiguous(gates);
   Tensor dx = torch::stable::empty_like(x);
   if (x.numel() == 0) return {dx, torch::stable::new_zeros(gates, gates.sizes())};
