@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.gpu.compare import OURS, REFERENCE, Call, Contender, Problem, close, forced
+from evoprune_kernels.ops._channels import spread
 from evoprune_kernels.ops._op import OPS
-from evoprune_kernels.ops.channel_gate.reference import spread
 
 SHAPES = ((64, 256, 56, 56), (64, 2048, 7, 7), (8192, 4096))
 DTYPES = (torch.bfloat16, torch.float32)

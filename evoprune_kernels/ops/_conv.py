@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from evoprune_kernels._check import check
 from evoprune_kernels.formats import PackedWeight
+from evoprune_kernels.ops._channels import memory_format
 from evoprune_kernels.ops._linear import check_linear, linear_dense
 
 Pair = int | Sequence[int]
@@ -101,17 +102,10 @@ class ConvSizes:
         return rows, columns
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether x [B, C, H, W] is stored channels last and not also contiguous."""
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def new_output(x: Tensor, sizes: ConvSizes) -> Tensor:
     """y of a convolution, uninitialised, stored as x is: what every fake returns."""
     shape = (x.shape[0], sizes.out_channels, *sizes.output(x.shape[2], x.shape[3]))
-    last = is_channels_last(x)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def check_input(x: Tensor, sizes: ConvSizes) -> None:

@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evoprune_kernels._check import check, check_dtype
+from evoprune_kernels.ops._channels import check_gates, gates_fit, memory_format, spread
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.channel_gate.reference import (
     channel_gate_backward_reference,
     channel_gate_reference,
-    memory_format,
-    spread,
 )
 
 
@@ -65,21 +63,6 @@ BACKWARD = define(
 )
 
 
-def _refuse(x: Tensor, gates: Tensor) -> None:
-    """Says what is wrong; apart, since words take longer than a small product."""
-    check(
-        x.dim() >= 2, f"expected x of 2 dimensions or more, got {x.dim()} (shape {tuple(x.shape)})"
-    )
-    shapes = (tuple(x.shape[1:2]), tuple(x.shape[:2]))
-    check(
-        tuple(gates.shape) in shapes,
-        f"expected gates of shape {shapes[0]} or {shapes[1]}, got {tuple(gates.shape)}",
-    )
-    check(x.is_floating_point(), f"expected x of a float dtype, got {x.dtype}")
-    check_dtype(gates, dict.fromkeys((torch.float32, x.dtype)), "gates")
-    check(gates.device == x.device, f"gates on {gates.device}, x on {x.device}")
-
-
 def channel_gate(x: Tensor, gates: Tensor, *, impl: str | None = None) -> Tensor:
     """Multiply every channel by its gate; a gate of 0 closes its channel.
 
@@ -117,14 +100,8 @@ def channel_gate(x: Tensor, gates: Tensor, *, impl: str | None = None) -> Tensor
         <BLANKLINE>
                  [[0.0000, 0.0000]]]])
     """
-    if not (
-        x.dim() >= 2
-        and gates.shape in (x.shape[1:2], x.shape[:2])
-        and x.is_floating_point()
-        and gates.dtype in (torch.float32, x.dtype)
-        and gates.device == x.device
-    ):
-        _refuse(x, gates)
+    if not gates_fit(x, gates):
+        check_gates(x, gates)
     return OP(x, gates, impl=impl)
 
 

@@ -5,19 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def spread(gates: Tensor, x: Tensor) -> Tensor:
-    """``gates`` [C] or [B, C] as a view that multiplies ``x`` [B, C, ...]."""
-    return gates.reshape(*gates.shape, *[1] * (x.dim() - 2))
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """What a result for ``x`` is stored in: channels_last where x is and is not contiguous too, else contiguous."""
-    if x.dim() != 4 or x.is_contiguous():
-        return torch.contiguous_format
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+from evoprune_kernels.ops._channels import memory_format, spread
 
 
 def channel_gate_reference(x: Tensor, gates: Tensor) -> Tensor:

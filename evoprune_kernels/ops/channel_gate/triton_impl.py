@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evoprune_kernels.ops.channel_gate.reference import memory_format
+from evoprune_kernels.ops._channels import memory_format
 from evoprune_kernels.ops.triton_impl import DTYPES
 
 #: elements of a tile, with four warps: eight a thread

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check, check_dtype, check_shape
+from evoprune_kernels.ops._channels import check_gates, gates_fit, memory_format
 from evoprune_kernels.ops._op import define
-from evoprune_kernels.ops.channel_gate.reference import memory_format
 from evoprune_kernels.ops.gate_norm.reference import (
     gate_norm_backward_reference,
     gate_norm_reference,
@@ -200,14 +200,9 @@ def gate_norm(
 def _fit(x: Tensor, gates: Tensor, per_channel: tuple[Tensor | None, ...]) -> bool:
     """Whether the shapes, dtypes and devices do."""
     given = [t for t in per_channel if t is not None]
-    return (
-        x.dim() >= 2
-        and x.is_floating_point()
-        and gates.shape in (x.shape[1:2], x.shape[:2])
-        and all(t.shape == x.shape[1:2] for t in given)
-        and all(
-            t.dtype in (torch.float32, x.dtype) and t.device == x.device for t in (gates, *given)
-        )
+    return gates_fit(x, gates) and all(
+        t.shape == x.shape[1:2] and t.dtype in (torch.float32, x.dtype) and t.device == x.device
+        for t in given
     )
 
 
@@ -220,15 +215,7 @@ def _refuse(
     running_var: Tensor | None,
 ) -> None:
     """Says what is wrong; apart, since words take longer than a small norm."""
-    check(
-        x.dim() >= 2, f"expected x of 2 dimensions or more, got {x.dim()} (shape {tuple(x.shape)})"
-    )
-    shapes = (tuple(x.shape[1:2]), tuple(x.shape[:2]))
-    check(
-        tuple(gates.shape) in shapes,
-        f"expected gates of shape {shapes[0]} or {shapes[1]}, got {tuple(gates.shape)}",
-    )
-    check(x.is_floating_point(), f"expected x of a float dtype, got {x.dtype}")
+    check_gates(x, gates)
     named = {
         "weight": weight,
         "bias": bias,
@@ -237,8 +224,8 @@ def _refuse(
     }
     for name, tensor in named.items():
         if tensor is not None:
-            check_shape(tensor, shapes[0], name)
-    for name, tensor in {"gates": gates, **named}.items():
+            check_shape(tensor, tuple(x.shape[1:2]), name)
+    for name, tensor in named.items():
         if tensor is not None:
             check_dtype(tensor, dict.fromkeys((torch.float32, x.dtype)), name)
             check(tensor.device == x.device, f"{name} on {tensor.device}, x on {x.device}")

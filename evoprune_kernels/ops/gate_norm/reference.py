@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check
-from evoprune_kernels.ops.channel_gate.reference import memory_format, spread
+from evoprune_kernels.ops._channels import memory_format, spread
 
 
 def _across(channels: Tensor, x: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check, check_dtype
+from evoprune_kernels.ops._channels import check_channels, memory_format
 from evoprune_kernels.ops._op import define
-from evoprune_kernels.ops.channel_gate.reference import memory_format
 from evoprune_kernels.ops.gather_channels.reference import (
     gather_channels_reference,
     scatter_channels_reference,
@@ -133,8 +133,7 @@ def scatter_channels(x: Tensor, index: Tensor, channels: int, *, impl: str | Non
 
 
 def _check(x: Tensor, index: Tensor, channels: int) -> None:
-    shape = tuple(x.shape)
-    check(x.dim() >= 2, f"expected x of 2 dimensions or more, got {x.dim()} (shape {shape})")
+    check_channels(x)
     check(index.dim() == 1, f"expected index of 1 dimension, got {index.dim()}")
     check_dtype(index, (torch.int64,), "index")
     check(index.device == x.device, f"index on {index.device}, x on {x.device}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check
+from evoprune_kernels.ops._channels import check_channels
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.topk_channels.reference import (
     topk_abs_channels_reference,
@@ -100,9 +101,7 @@ def topk_abs_channels(x: Tensor, k: int, *, impl: str | None = None) -> Tensor:
         >>> ops.topk_abs_channels(torch.tensor([[1.0, -3.0, 2.0], [1.0, 0.0, 2.0]]), 2)
         tensor([1, 2])
     """
-    check(
-        x.dim() >= 2, f"expected x of 2 dimensions or more, got {x.dim()} (shape {tuple(x.shape)})"
-    )
+    check_channels(x)
     check(x.is_floating_point(), f"expected x of a float dtype, got {x.dtype}")
     check(0 <= k <= x.shape[1], f"expected 0 <= k <= {x.shape[1]}, got k={k}")
     return ABS(x, k, impl=impl)
