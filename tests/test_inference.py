@@ -321,7 +321,7 @@ def test_every_measurement_waits_for_the_devices_of_the_model(monkeypatch):
 def test_the_whole_model_is_timed_to_the_end_of_its_work():
     model, waits = pruned().eval(), []
     effort = Effort(2, 1.0, 1, 1, lambda: waits.append(1))
-    layers = trace.layers_of(model)
+    layers, _ = trace.layers_of(model)
     x = torch.randn(4, 64)
     report = inference._time_model(model, layers, {}, lambda: model(x), effort)
     assert report.max_difference == 0
@@ -347,7 +347,7 @@ def test_one_input_beside_the_model_is_enough(on_meta):
 
 
 def test_random_inputs_leave_the_generator_of_torch_alone():
-    seen = trace.layers_of(pruned())[0]
+    seen = trace.layers_of(pruned())[0][0]
     before = torch.get_rng_state()
     first, second = (tune._random_input(seen, 3) for _ in range(2))
     assert torch.equal(first, second) and first.shape == (3, 64)

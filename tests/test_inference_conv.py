@@ -89,13 +89,13 @@ def always_faster(monkeypatch):
     ],
 )
 def test_what_is_taken_over(model, found):
-    assert {name: str(tail) for name, tail in tails(model.eval()).items()} == found
+    assert {name: str(tail) for name, tail in tails(model.eval())[0].items()} == found
 
 
 def test_hooks_are_left_alone():
     model = chain().eval()
     model[1].register_forward_hook(lambda *_: None)
-    assert tails(model) == {}
+    assert tails(model) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,21 @@ def test_the_report_names_what_was_fused(always_faster):
     assert first.pattern == "block:16x16" and first.shape == (64, 144) and first.calls == {64: 1}
     assert "block_conv2d" in str(report) and "+ BatchNorm2d + ReLU" in str(report)
     assert isinstance(model[1], nn.Identity) and model[0].activation == "relu"
+
+
+def test_the_report_says_what_was_not_looked_into(always_faster):
+    model = nn.Sequential(Branches(True), nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16))
+    report = ek.optimize_for_inference(prune_(model), torch.randn(1, 16, 8, 8))
+    assert {layer.name: layer.fused for layer in report.layers} == {
+        "0.conv": None,
+        "0.stem.0": "BatchNorm2d",
+        "1": "BatchNorm2d",
+    }
+    assert set(report.untraced) == {"0"} and "control flow" in report.untraced["0"]
+    assert "convolutions of 0 are found in nn.Sequential only: torch.fx cannot trace" in str(report)
+    whole = ek.optimize_for_inference(prune_(Branches(True)), torch.randn(1, 16, 8, 8))
+    assert "convolutions of the model are found in nn.Sequential only" in str(whole)
+    assert ek.optimize_for_inference(prune_(chain()), torch.randn(1, 16, 8, 8)).untraced == {}
 
 
 def test_a_second_time_changes_nothing(always_faster):

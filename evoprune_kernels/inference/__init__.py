@@ -99,7 +99,7 @@ def optimize_for_inference(
     model.eval()
     run = trace.runner(model, example_inputs)
     devices = trace.devices_of(model, example_inputs)
-    layers = trace.layers_of(model)
+    layers, untraced = trace.layers_of(model)
     for seen in layers:  # the run that is watched is the dense one
         _install(model, seen, tune.dense_form(seen.module))
     try:
@@ -128,7 +128,8 @@ def optimize_for_inference(
         if is_sparse(final) and report.reason is not None:
             final.stay_dense(report.reason)
         _install(model, seen, final)
-    return InferenceReport(tuple(reports), whole, min_speedup, measure.machine_info(), reverted)
+    machine = measure.machine_info()
+    return InferenceReport(tuple(reports), whole, min_speedup, machine, reverted, untraced)
 
 
 def _effort(

@@ -1,20 +1,20 @@
 """Which batch norm and activation stand behind a convolution, so that a sparse one can take them over.
 
-The model is traced with ``torch.fx``; where that fails (control flow that depends on data), neighbours in an
-``nn.Sequential`` are looked at. A module is taken over only where that cannot be seen from outside: it is called once,
-its input is used by nothing else, it has one name and no hooks.
+The model is traced with ``torch.fx``; inside of what cannot be traced (control flow that depends on data), neighbours
+in an ``nn.Sequential`` are looked at, and the report says so. A module is taken over only where that cannot be seen
+from outside: it is called once, its input is used by nothing else, it has one name and no hooks.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from evoprune_kernels.nn.calls import Calls
 from evoprune_kernels.nn.sparse_conv import folded
-from evoprune_kernels.nn.swap import is_sparse, paths
+from evoprune_kernels.nn.swap import paths
 from evoprune_kernels.ops._linear import activate
 
 
@@ -64,21 +64,27 @@ class Tail:
         return conv if self.activation is None else nn.Sequential(conv, Activation(self.activation))
 
 
-def tails(model: nn.Module) -> dict[str, Tail]:
-    """Name of a convolution -> what follows it; only those that something follows.
+def tails(model: nn.Module) -> tuple[dict[str, Tail], dict[str, str]]:
+    """What follows the convolutions: ``(name -> tail, what torch.fx cannot look into -> why)``.
+
+    Only convolutions that something follows are named; the model itself is called ``""``.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
-        >>> {name: str(tail) for name, tail in tails(model).items()}
+        >>> {name: str(tail) for name, tail in tails(model)[0].items()}
         {'0': 'BatchNorm2d + ReLU'}
     """
     single = {names[0] for names in paths(model).values() if len(names) == 1}
+    chains: list[tuple[str, list[str]]] = []
     try:
-        graph = _Tracer().trace(model)
-    except Exception:  # any code of the model runs here, on stand-ins for tensors
-        chains = _chains_of_sequentials(model)
+        calls = Calls(model)
+    except ValueError as error:
+        untraced = {"": str(error)}
     else:
-        chains = _chains_of_graph(graph)
+        untraced = calls.opaque
+        chains += _chains_of_calls(calls)
+    for name in untraced:
+        chains += _chains_of_sequentials(model.get_submodule(name), name)
     found = {}
     for name, followers in chains:
         conv = model.get_submodule(name)
@@ -87,7 +93,7 @@ def tails(model: nn.Module) -> dict[str, Tail]:
             tail = _tail(conv, chain if len(chain) == len(followers) else chain[:0])
             if tail.modules:
                 found[name] = tail
-    return found
+    return found, untraced
 
 
 def _tail(conv: nn.Conv2d, chain: list[tuple[str, nn.Module]]) -> Tail:
@@ -115,36 +121,22 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in module.__dict__
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_sparse(m) or super().is_leaf_module(m, module_qualified_name)
-
-
 #: a convolution's name, and the names of up to two modules that follow it
 Chains = Iterator[tuple[str, list[str]]]
 
 
-def _chains_of_graph(graph: fx.Graph) -> Chains:
-    modules = [node for node in graph.nodes if node.op == "call_module"]
-    calls = Counter(str(node.target) for node in modules)
-
-    def once(node: fx.Node) -> bool:
-        single = node.op == "call_module" and calls[str(node.target)] == 1
-        return single and len(node.args) == 1 and not node.kwargs
-
-    for node in filter(once, modules):
+def _chains_of_calls(calls: Calls) -> Chains:
+    for name, times in calls.times.items():
         followers: list[str] = []
-        last = node
-        while len(followers) < 2 and len(last.users) == 1:
-            last = next(iter(last.users))
-            if not once(last):
-                break
-            followers.append(str(last.target))
-        yield str(node.target), followers
+        last: str | None = name if times == 1 else None
+        while last is not None and len(followers) < 2:
+            last, _ = calls.follower(last)
+            followers += [last] if last is not None else []
+        yield name, followers
 
 
-def _chains_of_sequentials(model: nn.Module) -> Chains:
-    for name, module in model.named_modules():
+def _chains_of_sequentials(model: nn.Module, prefix: str = "") -> Chains:
+    for name, module in model.named_modules(prefix=prefix):
         if type(module) is nn.Sequential:
             children = [f"{name}.{child}" if name else child for child in module._modules]
             for i, child in enumerate(children):

@@ -70,6 +70,8 @@ class InferenceReport:
     machine: dict[str, str | int]
     #: why the whole model was put back to dense, or None
     reverted: str | None = None
+    #: what torch.fx cannot look into ("": the model) -> why: a batch norm in there is found in an nn.Sequential only
+    untraced: dict[str, str] = field(default_factory=dict)
 
     @property
     def swapped(self) -> list[str]:
@@ -132,6 +134,10 @@ class InferenceReport:
             )
         if self.reverted is not None:
             lines.append(f"put back to dense: {self.reverted}")
+        for name, why in self.untraced.items():
+            lines.append(
+                f"batch norms behind convolutions of {name or 'the model'} are found in nn.Sequential only: {why}"
+            )
         if self.swapped:
             lines.append(
                 "run it under torch.no_grad() or torch.inference_mode(); with gradients enabled it is dense"

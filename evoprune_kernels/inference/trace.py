@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evoprune_kernels.inference.fusion import Tail, tails
 from evoprune_kernels.nn.swap import is_conv, is_linear, is_sparse, paths, weight_of
+from evoprune_kernels.ops._channels import memory_format
 
 #: rows of a recorded input that are kept to check a kernel's results
 SAMPLE_ROWS = 64
@@ -47,10 +48,7 @@ class Seen:
         y = self.module._conv_forward(x.to("meta", weight.dtype), weight, None)
         tokens = y.numel() // max(1, y.shape[-3])
         self.calls[tokens] += 1
-        last = x.dim() == 4 and not x.is_contiguous()
-        self.inputs.setdefault(
-            tokens, (x.shape, torch.channels_last if last else torch.contiguous_format)
-        )
+        self.inputs.setdefault(tokens, (x.shape, memory_format(x)))
         if self.sample is None and x.numel() > 0:
             self.sample = (x[:1] if x.dim() == 4 else x).detach().clone()
 
@@ -95,17 +93,18 @@ def inputs_of(example_inputs: Any) -> list[Tensor]:
     return []
 
 
-def layers_of(model: nn.Module) -> list[Seen]:
-    """Every linear layer and convolution of the model, dense or sparse, in order; a shared one once."""
+def layers_of(model: nn.Module) -> tuple[list[Seen], dict[str, str]]:
+    """Every linear layer and convolution, in order, a shared one once; and what ``tails`` could not trace."""
     layers = []
-    followed: dict[str, Tail] | None = None
+    followed: dict[str, Tail] = {}
+    untraced: dict[str, str] = {}
+    if any(map(is_conv, model.modules())):
+        followed, untraced = tails(model)
     for names in paths(model).values():
         module = model.get_submodule(names[0])
-        if is_conv(module) and followed is None:
-            followed = tails(model)
         if is_linear(module) or is_conv(module) or is_sparse(module):
-            layers.append(Seen(names[0], names, module, tail=(followed or {}).get(names[0])))
-    return layers
+            layers.append(Seen(names[0], names, module, tail=followed.get(names[0])))
+    return layers, untraced
 
 
 def watch(layers: list[Seen], run: Callable[[], Any]) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import fx, nn
+from torch import nn
 
 from evoprune_kernels._check import check
-from evoprune_kernels.nn.compaction.strip import Tracer
+from evoprune_kernels.nn.calls import Calls
 from evoprune_kernels.nn.compaction.verify import compare
 from evoprune_kernels.nn.conv import GatedConv2d
 from evoprune_kernels.nn.gate_norm import FusedReLU, GateNorm2d, UngatedConv2d
@@ -97,42 +96,20 @@ def fuse_gate_norm_(model: nn.Module, example_inputs: Any) -> FusionReport:
 
 def _find(model: nn.Module, convs: list[str]) -> tuple[list[_Chain], dict[str, str]]:
     """The chains, and what is not fused with the reason; by the first name of every module."""
-    try:
-        graph = Tracer(set()).trace(model)
-    except Exception as error:
-        raise ValueError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
-    first = {name: names[0] for names in paths(model).values() for name in names}
-    modules = {name: model.get_submodule(name) for name in first}
-    calls = [n for n in graph.nodes if n.op == "call_module"]
-    times = Counter(first[str(n.target)] for n in calls)
-    node_of = {first[str(n.target)]: n for n in calls}
-
-    def only(node: fx.Node, kind: type[nn.Module]) -> tuple[fx.Node | None, str]:
-        """The one user of a node if it is such a module, called once; else what it is."""
-        users = list(node.users)
-        if len(users) != 1:
-            return None, f"its output is used {len(users)} times"
-        user = users[0]
-        if user.op != "call_module" or type(modules[str(user.target)]) is not kind:
-            return None, f"what follows is not a {kind.__name__}: {user.name}"
-        if times[first[str(user.target)]] != 1:
-            return None, f"the {kind.__name__} behind it is called at several places: {user.target}"
-        return user, ""
-
+    calls = Calls(model)
     chains, kept = [], {}
     for name in convs:
-        if times[name] != 1:
-            kept[name] = f"torch.fx sees it called {times[name]} times in a forward"
+        if calls.times[name] != 1:
+            kept[name] = f"torch.fx sees it called {calls.times[name]} times in a forward"
             continue
-        norm, why = only(node_of[name], nn.BatchNorm2d)
+        norm, why = calls.follower(name, nn.BatchNorm2d)
         if norm is None:
             kept[name] = why
             continue
-        relu, why = only(norm, nn.ReLU)
+        relu, why = calls.follower(norm, nn.ReLU)
         if relu is None:
             kept[name] = f"fused without a ReLU: {why}"
-        behind = None if relu is None else first[str(relu.target)]
-        chains.append(_Chain(name, first[str(norm.target)], behind))
+        chains.append(_Chain(name, norm, relu))
     return chains, kept
 
 

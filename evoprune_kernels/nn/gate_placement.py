@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from evoprune_kernels.nn.compaction.strip import Tracer
+from evoprune_kernels.nn.calls import Calls
 from evoprune_kernels.nn.conv import GatedConv2d
 from evoprune_kernels.nn.gates import apply_gates
 
@@ -51,23 +51,18 @@ def norms_behind(model: nn.Module, names: Iterable[str]) -> tuple[dict[str, str]
     """Which batch norm follows each of these convolutions: ``(layer -> norm, layer -> why there is none)``."""
     convs = list(names)
     try:
-        nodes = list(Tracer(set()).trace(model).nodes)
-    except Exception as error:  # whatever a model's own code raises when it is traced
-        return {}, dict.fromkeys(convs, f"torch.fx cannot trace the model: {error}")
-    calls: dict[str, list[fx.Node]] = {}
-    for node in nodes:
-        if node.op == "call_module":
-            calls.setdefault(str(node.target), []).append(node)
+        calls = Calls(model)
+    except ValueError as error:
+        return {}, dict.fromkeys(convs, str(error))
     found, missing = {}, {}
     for name in convs:
-        users = [user for node in calls.get(name, []) for user in node.users]
-        behind = str(users[0].target) if len(users) == 1 and users[0].op == "call_module" else ""
-        if len(calls.get(name, [])) != 1 or len(users) != 1:
-            missing[name] = "it is called, or its output used, not exactly once"
-        elif type(model.get_submodule(behind)) is not nn.BatchNorm2d or len(calls[behind]) != 1:
-            missing[name] = "no BatchNorm2d of its own follows it"
+        norm, why = None, f"torch.fx sees it called {calls.times[name]} times in a forward"
+        if calls.times[name] == 1:
+            norm, why = calls.follower(name, nn.BatchNorm2d)
+        if norm is None:
+            missing[name] = why
         else:
-            found[name] = behind
+            found[name] = norm
     return found, missing
 
 
@@ -89,7 +84,7 @@ def gates_behind_norms_(model: nn.Module) -> dict[str, str]:
         >>> import torch
         >>> model = nn.Sequential(GatedConv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), GatedConv2d(4, 2, 3))
         >>> gates_behind_norms_(model)
-        {'3': 'no BatchNorm2d of its own follows it'}
+        {'3': 'what follows is not a BatchNorm2d: output'}
     """
     gated = [name for name, module in model.named_modules() if isinstance(module, GatedConv2d)]
     found, missing = norms_behind(model, gated)
