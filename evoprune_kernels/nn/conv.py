@@ -176,10 +176,10 @@ class GatedConv2d(nn.Conv2d):
         if input.dim() == 3:
             return self.convolve(input.unsqueeze(0), gates).squeeze(0)
         index = None
-        if gates is None and not (self.gate.dynamic and self.gate.decision is None):
-            gates = self.gate.mean_gates()
-        if gates is not None and self.skip_closed and not cannot_skip(self):
-            index = open_channels(gates)
+        if self.skip_closed and not cannot_skip(self):
+            if gates is None and not (self.gate.dynamic and self.gate.decision is None):
+                gates = self.gate.mean_gates()
+            index = None if gates is None else open_channels(gates)
         output = self._conv_forward(input, *skipping.filters(self, index))
         self.positions = output.shape[2] * output.shape[3]
         return skipping.spread(output, index, self.out_channels)

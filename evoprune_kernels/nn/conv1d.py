@@ -8,13 +8,14 @@ is, so that checkpoints fit; the pattern runs along the input features of each o
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import torch
 from torch import Tensor, nn
 
 from evoprune_kernels.formats import Pattern
 from evoprune_kernels.nn.linear import SparseForward
-from evoprune_kernels.nn.masks import choose_mask, layer_pattern
-from evoprune_kernels.nn.packed import adopt, zero_pruned
+from evoprune_kernels.nn.packed import adopt
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -63,36 +64,23 @@ class SparseConv1D(SparseForward):
     ) -> SparseConv1D:
         """A sparse layer with the same Parameter objects; ``mask`` has the shape of the weight, [in, out]."""
         layer = cls.share(conv, pattern, sparsity=sparsity, stored=stored, name=name)
-        keep = choose_mask(
-            layer.dense_weight(),
-            layer.pattern,
-            mask=None if mask is None else mask.t(),
-            sparsity=sparsity,
-            name=layer.layer_name,
-        )
-        zero_pruned(layer.weight, keep.t())
-        layer._refresh()
+        layer._prune(None if mask is None else mask.t(), sparsity)
         return layer
 
     @classmethod
-    def share(
-        cls,
-        conv: nn.Module,
-        pattern: str | Pattern,
-        *,
-        sparsity: float | None = None,
-        stored: str | None = None,
-        name: str | None = None,
-    ) -> SparseConv1D:
-        """A sparse layer around the Parameters, hooks and attributes of ``conv``; nothing is pruned or packed."""
-        if not is_conv1d(conv):
-            raise TypeError(f"expected transformers' Conv1D, got {type(conv).__name__}")
-        parsed = layer_pattern(pattern, sparsity)
-        layer = cls.__new__(cls)
-        adopt(layer, conv)
-        layer._dense_class = type(conv)
-        layer._init_cache(parsed, None, name, stored)
+    def share(cls, dense: nn.Module, pattern: str | Pattern, **options: Any) -> Self:
+        """As ``SparseLinear.share``, without an activation."""
+        layer = super().share(dense, pattern, **options)
+        layer._dense_class = type(dense)
         return layer
+
+    @classmethod
+    def _expect(cls, dense: nn.Module) -> None:
+        if not is_conv1d(dense):
+            raise TypeError(f"expected transformers' Conv1D, got {type(dense).__name__}")
+
+    def _as_stored(self, keep: Tensor) -> Tensor:
+        return keep.t()
 
     @property
     def in_features(self) -> int:  # type: ignore[override]

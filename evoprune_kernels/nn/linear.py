@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,43 @@ _GRAD_HINT = (
 
 
 class SparseForward(PackedCache):
-    """The forward pass of every sparse layer."""
+    """What every sparse layer does: it is made around a dense one, pruned, and runs the packed weight."""
+
+    @classmethod
+    def share(
+        cls,
+        dense: nn.Module,
+        pattern: str | Pattern,
+        *,
+        sparsity: float | None = None,
+        activation: str | None = None,
+        stored: str | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """A sparse layer around the Parameters, hooks and attributes of ``dense``; nothing is pruned or packed."""
+        cls._expect(dense)
+        parsed = layer_pattern(pattern, sparsity)
+        layer = cls.__new__(cls)
+        adopt(layer, dense)
+        layer._init_cache(parsed, activation, name, stored)
+        return layer
+
+    @classmethod
+    def _expect(cls, dense: nn.Module) -> None:
+        """``TypeError`` for a layer that this one cannot stand for."""
+        raise NotImplementedError
+
+    def _as_stored(self, keep: Tensor) -> Tensor:
+        """A mask [out_features, in_features] in the shape of the weight."""
+        return keep
+
+    def _prune(self, mask: Tensor | None, sparsity: float | None) -> None:
+        """Zero the weight in place by ``choose_mask``, and pack it; ``mask`` is [out_features, in_features]."""
+        keep = choose_mask(
+            self.dense_weight(), self.pattern, mask=mask, sparsity=sparsity, name=self.layer_name
+        )
+        zero_pruned(self.weight, self._as_stored(keep))
+        self._refresh()
 
     def forward(self, input: Tensor) -> Tensor:
         """``y = activation(x W^T + b)``: x [..., in_features] -> y [..., out_features]."""
@@ -198,32 +235,13 @@ class SparseLinear(SparseForward, nn.Linear):
         """
         given = {"activation": activation, "stored": stored, "name": name}
         layer = cls.share(linear, pattern, sparsity=sparsity, **given)
-        keep = choose_mask(
-            layer.weight, layer.pattern, mask=mask, sparsity=sparsity, name=layer.layer_name
-        )
-        zero_pruned(layer.weight, keep)
-        layer._refresh()
+        layer._prune(mask, sparsity)
         return layer
 
     @classmethod
-    def share(
-        cls,
-        linear: nn.Linear,
-        pattern: str | Pattern,
-        *,
-        sparsity: float | None = None,
-        activation: str | None = None,
-        stored: str | None = None,
-        name: str | None = None,
-    ) -> SparseLinear:
-        """A sparse layer around the Parameters, hooks and attributes of ``linear``; nothing is pruned or packed."""
-        if not isinstance(linear, nn.Linear) or isinstance(linear, nn.LazyLinear):
-            raise TypeError(f"expected an nn.Linear, got {type(linear).__name__}")
-        parsed = layer_pattern(pattern, sparsity)
-        layer = cls.__new__(cls)
-        adopt(layer, linear)
-        layer._init_cache(parsed, activation, name, stored)
-        return layer
+    def _expect(cls, dense: nn.Module) -> None:
+        if not isinstance(dense, nn.Linear) or isinstance(dense, nn.LazyLinear):
+            raise TypeError(f"expected an nn.Linear, got {type(dense).__name__}")
 
     def to_dense(self) -> nn.Linear:
         """The ``nn.Linear`` with the same Parameters, hooks and attributes. ``ValueError`` with a fused activation."""

@@ -19,8 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from evoprune_kernels import _select, formats
 from evoprune_kernels.formats import Pattern
 from evoprune_kernels.nn.linear import SparseForward
-from evoprune_kernels.nn.masks import choose_mask, layer_pattern
-from evoprune_kernels.nn.packed import Plan, adopt, zero_pruned
+from evoprune_kernels.nn.masks import layer_pattern
+from evoprune_kernels.nn.packed import Plan, adopt
 from evoprune_kernels.ops._conv import ConvSizes, Pair, check_input, unfold
 from evoprune_kernels.ops._op import Op
 from evoprune_kernels.ops.prepare import Bound
@@ -138,36 +138,16 @@ class SparseConv2d(SparseForward, nn.Conv2d):
             conv = folded(conv, bn)
         given = {"activation": activation, "stored": stored, "name": name}
         layer = cls.share(conv, pattern, sparsity=sparsity, **given)
-        keep = choose_mask(
-            layer.dense_weight(),
-            layer.pattern,
-            mask=None if mask is None else mask.reshape(mask.shape[0], -1),
-            sparsity=sparsity,
-            name=layer.layer_name,
-        )
-        zero_pruned(layer.weight, keep.view(layer.weight.shape))
-        layer._refresh()
+        layer._prune(None if mask is None else mask.reshape(mask.shape[0], -1), sparsity)
         return layer
 
     @classmethod
-    def share(
-        cls,
-        conv: nn.Conv2d,
-        pattern: str | Pattern,
-        *,
-        sparsity: float | None = None,
-        activation: str | None = None,
-        stored: str | None = None,
-        name: str | None = None,
-    ) -> SparseConv2d:
-        """A sparse layer around the Parameters, hooks and attributes of ``conv``; nothing is pruned or packed."""
-        if not isinstance(conv, nn.Conv2d) or isinstance(conv, nn.LazyConv2d):
-            raise TypeError(f"expected an nn.Conv2d, got {type(conv).__name__}")
-        parsed = layer_pattern(pattern, sparsity)
-        layer = cls.__new__(cls)
-        adopt(layer, conv)
-        layer._init_cache(parsed, activation, name, stored)
-        return layer
+    def _expect(cls, dense: nn.Module) -> None:
+        if not isinstance(dense, nn.Conv2d) or isinstance(dense, nn.LazyConv2d):
+            raise TypeError(f"expected an nn.Conv2d, got {type(dense).__name__}")
+
+    def _as_stored(self, keep: Tensor) -> Tensor:
+        return keep.view(self.weight.shape)
 
     def to_dense(self) -> nn.Conv2d:
         """The ``nn.Conv2d`` with the same Parameters, hooks and attributes. ``ValueError`` with a fused activation."""

@@ -11,6 +11,7 @@ from evoprune_kernels.formats import NMWeight
 from evoprune_kernels.ops._conv import ConvSizes
 from evoprune_kernels.ops.nm_conv2d.cases import SHAPES, ConvCase, conv_case
 from evoprune_kernels.ops.prepare_conv import bind_conv, conv_op_of
+from tests.ops.linears import ACTIVATE
 from tests.tolerance import assert_accurate
 
 PATTERNS = (
@@ -26,13 +27,6 @@ PATTERNS = (
     "block:1x16",
 )
 FORMATS = (torch.contiguous_format, torch.channels_last)
-ACTIVATE = {
-    "none": lambda z: z,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
-    "silu": F.silu,
-}
 #: more than one panel of every width, several images in one panel
 LARGE = ConvCase((3, 4, 13, 15), 40, 3, padding=1)
 
