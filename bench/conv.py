@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench import gate, report
+from bench import gate, options, report
 from evoprune_kernels import measure
 from evoprune_kernels.nn import SparseConv2d
 
@@ -78,12 +78,7 @@ QUICK = (Problem("small", 16, 32, 8, 3, 1), Problem("small", 16, 32, 8, 1, 2))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m bench conv``."""
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=30.0, help="at most this long a layer")
-    parser.add_argument("--quick", action="store_true", help="small layers; a test of the program")
-    parser.add_argument("--json", "--out", dest="out", help="default: bench/results/conv.json")
-    gate.add_argument(parser)
+    options.add_options(parser, "conv", rounds=15, seconds=30.0, one="layer")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -189,9 +184,7 @@ def frozen_call(conv: nn.Conv2d, x: Tensor) -> Callable[[], Tensor]:
         return op(x, weight, conv.bias, *sizes, conv.groups, "relu", [], "")
 
     true = F.relu(conv(x))
-    error = ((call() - true).abs().max() / true.abs().max()).item()
-    if not error <= MOST_ERROR:
-        raise gate.GateError(f"frozen {conv}: error {error:.2e}, at most {MOST_ERROR:.0e}")
+    gate.hold(f"frozen {conv}", call(), true, MOST_ERROR)
     return call
 
 
@@ -210,9 +203,7 @@ def check(layer: SparseConv2d, x: Tensor) -> None:
         raise gate.GateError(f"{layer} is dense: {layer.dense_reason}")
     bias = None if layer.bias is None else layer.bias.double()
     true = F.relu(layer._conv_forward(x.double(), layer.weight.double(), bias))
-    error = ((layer(x) - true).abs().max() / true.abs().max()).item()
-    if not error <= MOST_ERROR:
-        raise gate.GateError(f"{layer}: error {error:.2e}, at most {MOST_ERROR:.0e}")
+    gate.hold(str(layer), layer(x), true, MOST_ERROR)
 
 
 HEADER = (
@@ -230,15 +221,10 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
     for row in results["layers"]:
         cells = [row["layer"]]
         cells += [report.duration(row["seconds"][dense(order)]["median"]) for order in ORDERS]
-        cells.append(ratio(row["frozen_speedup"]))
+        cells.append(report.ratio(row["frozen_speedup"]))
         for name in SPARSE:
             both = [o for o in row["ours"] if o["pattern"] == name]
             over = max(o["over_frozen"]["median"] for o in both)
-            cells.append(", ".join(ratio(o["speedup"]) for o in both) + f" ({over:.2f}x)")
-        rows.append([*cells, ratio(row["control"])])
+            cells.append(", ".join(report.ratio(o["speedup"]) for o in both) + f" ({over:.2f}x)")
+        rows.append([*cells, report.ratio(row["control"])])
     return rows
-
-
-def ratio(value: dict[str, float]) -> str:
-    """``median (p20-p80)``."""
-    return f"{value['median']:.2f}x ({value['p20']:.2f}-{value['p80']:.2f})"

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,6 +41,18 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure without running the tests first; only for development, the report says so",
     )
+
+
+def hold(what: str, found: Tensor, true: Tensor, most: float, scale: float | None = None) -> None:
+    """Hold a result against the true one: the largest difference over ``scale``, by default the largest true value.
+
+    Raises:
+        GateError: if that is more than ``most``, or NaN.
+    """
+    size = float(true.abs().max()) if scale is None else scale
+    error = float((found - true).abs().max()) / max(size, 1e-30)
+    if not error <= most:
+        raise GateError(f"{what}: error {error:.2e}, at most {most:.0e}")
 
 
 def check(

@@ -19,6 +19,7 @@ gradient. Before a model or a layer is timed, its loss and gradients are held ag
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,8 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench import gate, report
-from bench.gate_skip_models import Problem, close, layer_problems, resnet
+from bench import gate, options, report
+from bench.gate_skip_models import Problem, close, layer_problems
+from bench.methods.models import resnet
 from evoprune_kernels import measure
 from evoprune_kernels.nn import GatedConv2d, GatedLinear, compact, gate_model_, skipping
 
@@ -48,14 +50,9 @@ MOST_ERROR = 1e-3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m bench gate_skip``."""
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=90.0, help="at most this long a row")
+    options.add_options(parser, "gate-skip", rounds=15, seconds=90.0, one="row")
     parser.add_argument("--part", choices=("model", "layers", "both"), default="both")
     parser.add_argument("--format", choices=(*FORMATS, "both"), default="both")
-    parser.add_argument("--quick", action="store_true", help="small; a test of the program")
-    parser.add_argument("--json", "--out", dest="out", help="default: bench/results/gate-skip.json")
-    gate.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +98,7 @@ def measure_model(memory: str, quick: bool, rounds: int, seconds: float) -> dict
     """A step of the ResNet-20 with every share of its gates closed, in turns."""
     torch.manual_seed(0)
     width, blocks, batch, size = (8, 1, 4, 8) if quick else (16, 3, 64, 32)
-    dense = resnet(width, blocks)
+    dense = resnet(3, width, blocks)
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=FORMATS[memory])
     labels = torch.randint(0, 10, (batch,))
     models: dict[str, nn.Module] = {DENSE: dense}
@@ -148,7 +145,7 @@ def contenders_of(dense: nn.Module, share: float, images: Tensor) -> dict[str, n
     """Copies of the network with ``share`` of the gates of every layer closed."""
     found: dict[str, nn.Module] = {}
     for name, skip in ((gated(share), False), (skipped(share), True)):
-        model = resnet(like=dense)
+        model = copy.deepcopy(dense)
         gate_model_(model, skip_closed=skip)
         for layer in model.modules():
             if isinstance(layer, GatedConv2d):
@@ -195,11 +192,7 @@ def check_model(all_of_it: nn.Module, skips: nn.Module, images: Tensor, labels: 
 def compare(what: str, pairs: list[tuple[str, Tensor, Tensor]]) -> None:
     """``GateError`` where the second tensor is not the first one to rounding."""
     for name, true, found in pairs:
-        error = ((found - true).abs().max() / true.abs().max().clamp_min(1e-30)).item()
-        if not error <= MOST_ERROR:
-            raise gate.GateError(
-                f"{what}, {name}: error {error:.2e} against all computed, at most {MOST_ERROR:.0e}"
-            )
+        gate.hold(f"{what}, {name}, against all computed", found, true, MOST_ERROR)
 
 
 def flops(model: nn.Module, images: Tensor) -> float:
@@ -333,9 +326,9 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
             row["memory_format"],
             f"{closed['share']:.0%}",
             report.duration(row["seconds"][DENSE]["median"]),
-            ratio(closed["speedup"][GATED]),
+            report.ratio(closed["speedup"][GATED]),
             *(cell for kind in ("skipped", "compacted") for cell in saved(closed, kind)),
-            ratio(row["control"]),
+            report.ratio(row["control"]),
         ]
         for row in results["model"]
         for closed in row["closed"]
@@ -346,7 +339,7 @@ def saved(closed: dict[str, Any], kind: str) -> tuple[str, str]:
     """Speed-up and FLOPs saved; dashes for a model that was not measured, see ``crashes``."""
     if kind not in closed["speedup"]:
         return "-", "-"
-    return ratio(closed["speedup"][kind]), f"{closed['flops_saved'][kind]:.0%}"
+    return report.ratio(closed["speedup"][kind]), f"{closed['flops_saved'][kind]:.0%}"
 
 
 def layer_rows(results: dict[str, Any]) -> list[list[str]]:
@@ -356,18 +349,13 @@ def layer_rows(results: dict[str, Any]) -> list[list[str]]:
             row["layer"],
             row["memory_format"],
             report.duration(row["seconds"][DENSE]["median"]),
-            ratio(row["gated"]),
-            ratio(row["all_computed"]),
+            report.ratio(row["gated"]),
+            report.ratio(row["all_computed"]),
             *(
                 f"{c['speedup']['median']:.2f}x (compacted {c['compacted']['median']:.2f}x)"
                 for c in row["closed"]
             ),
-            ratio(row["control"]),
+            report.ratio(row["control"]),
         ]
         for row in results["layers"]
     ]
-
-
-def ratio(value: dict[str, float]) -> str:
-    """``median (p20-p80)``."""
-    return f"{value['median']:.2f}x ({value['p20']:.2f}-{value['p80']:.2f})"

@@ -1,4 +1,4 @@
-"""What ``bench gate_skip`` measures: a ResNet for small images, single layers, and closing a share of their gates."""
+"""What ``bench gate_skip`` measures: single layers, and how a share of the gates of a layer is closed."""
 
 from __future__ import annotations
 
@@ -7,66 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from evoprune_kernels.nn import GatedConv2d, GatedLinear
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity, or a 1x1 convolution where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        same = stride == 1 and inputs == outputs
-        self.down: nn.Module = nn.Identity()
-        if not same:
-            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.down = nn.Sequential(conv, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.down(x))
-
-
-class ResNet(nn.Module):
-    """``6 * blocks + 2`` layers, three stages of ``width``, twice and four times ``width`` channels; ten classes.
-
-    Source:
-        He et al., "Deep Residual Learning for Image Recognition", section 4.2 (with projections at the borders).
-    """
-
-    def __init__(self, width: int, blocks: int) -> None:
-        super().__init__()
-        self.width, self.blocks = width, blocks
-        self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        layers, inputs = [], width
-        for stage in range(3):
-            for block in range(blocks):
-                outputs = width << stage
-                layers.append(BasicBlock(inputs, outputs, 2 if stage and not block else 1))
-                inputs = outputs
-        self.layers = nn.Sequential(*layers)
-        self.fc = nn.Linear(inputs, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, 10]."""
-        x = self.layers(F.relu(self.bn(self.conv(x))))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-def resnet(width: int = 16, blocks: int = 3, *, like: nn.Module | None = None) -> ResNet:
-    """A new network, or one with the weights of ``like``."""
-    if like is None:
-        return ResNet(width, blocks)
-    assert isinstance(like, ResNet)
-    model = ResNet(like.width, like.blocks)
-    model.load_state_dict(like.state_dict())
-    return model
 
 
 def close(layer: GatedConv2d | GatedLinear, share: float) -> None:

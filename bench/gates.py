@@ -4,6 +4,7 @@ One sample is one call. What is composed, with gates g [C] as a view [1, C, 1, 1
 
     gate        y = x * g                                            and its autograd for x and g
     choose      grad.abs().sum((0, 2, 3)).topk(k)                    the channels that ssProp keeps
+    gather      x.index_select(1, index), and scatter index_add_ into zeros; of channels_last along the last dimension
     gate_norm   F.relu(F.batch_norm(x * g, .., training=True))       and its autograd for x, g, weight, bias
 
 Backward samples run ``torch.autograd.grad`` of a finished forward, on both sides. Every gate is open unless ``--open``
@@ -22,18 +23,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import gate, report
+from bench import gate, options, report
 from evoprune_kernels import measure, ops
+from evoprune_kernels.ops.gather_channels.reference import (
+    gather_channels_reference,
+    scatter_channels_reference,
+)
 
 TESTS = [
     "tests/ops/test_channel_gate.py",
     "tests/ops/test_topk_channels.py",
     "tests/ops/test_gate_norm.py",
+    "tests/ops/test_gather_channels.py",
 ]
 COMPOSED, OURS = "torch", "ours"
 #: largest difference from the composition, over its largest value: fp32 sums in another order
 MOST_ERROR = 1e-4
-#: share of the channels that "choose" keeps
+#: share of the channels that "choose", "gather" and "scatter" keep
 KEPT = 0.2
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -64,13 +70,8 @@ QUICK = (Shape("ResNet-20", 2, 16, 8), Shape("ResNet-18", 2, 40, 7))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m bench gates``."""
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--seconds", type=float, default=20.0, help="at most this long a row")
+    options.add_options(parser, "gates", rounds=25, seconds=20.0, one="row")
     parser.add_argument("--open", type=float, default=1.0, help="share of the gates that are open")
-    parser.add_argument("--quick", action="store_true", help="small layers; a test of the program")
-    parser.add_argument("--json", "--out", dest="out", help="default: bench/results/gates.json")
-    gate.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -185,6 +186,29 @@ def choose(p: Problem) -> dict[str, Call]:
     )
 
 
+def gather(p: Problem) -> dict[str, Call]:
+    """A share of the channels alone; composed is the reference, torch's fastest way in this memory format."""
+    index = _some(p)
+    return _named(
+        lambda: gather_channels_reference(p.grad, index), lambda: ops.gather_channels(p.grad, index)
+    )
+
+
+def scatter(p: Problem) -> dict[str, Call]:
+    """The same channels back among zeros."""
+    index, channels = _some(p), p.grad.shape[1]
+    few = ops.gather_channels(p.grad, index)
+    return _named(
+        lambda: scatter_channels_reference(few, index, channels),
+        lambda: ops.scatter_channels(few, index, channels),
+    )
+
+
+def _some(p: Problem) -> Tensor:
+    """``KEPT`` of the channels, ascending."""
+    return ops.topk_abs_channels(p.grad, max(1, round(KEPT * p.gates.numel())))
+
+
 def norm_forward(p: Problem) -> dict[str, Call]:
     """Gate, batch norm, ReLU, in training."""
     return _named(*map(_without_graph, p.normed()))
@@ -203,6 +227,8 @@ OPS: dict[str, Callable[[Problem], dict[str, Call]]] = {
     "channel_gate": gate_forward,
     "channel_gate backward": gate_backward,
     "topk_abs_channels": choose,
+    "gather_channels": gather,
+    "scatter_channels": scatter,
     "gate_norm": norm_forward,
     "gate_norm backward": norm_backward,
 }
@@ -222,9 +248,7 @@ def compare(name: str, calls: dict[str, Call]) -> None:
         theirs = (theirs[0].sort().values,)
     scale = max(float(t.abs().max()) for t in theirs)
     for true, actual in zip(theirs, mine, strict=True):
-        error = float((actual - true).abs().max()) / scale
-        if not error <= MOST_ERROR:
-            raise gate.GateError(f"{name}: error {error:.2e}, at most {MOST_ERROR:.0e}")
+        gate.hold(name, actual, true, MOST_ERROR, scale)
 
 
 HEADER = ("layer", "memory", "op", "torch", "ours", "speed-up (p20-p80)", "A/A")
@@ -239,13 +263,8 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
             row["op"],
             report.duration(row["seconds"][COMPOSED]["median"]),
             report.duration(row["seconds"][OURS]["median"]),
-            ratio(row["speedup"]),
-            ratio(row["control"]),
+            report.ratio(row["speedup"]),
+            report.ratio(row["control"]),
         ]
         for row in results["ops"]
     ]
-
-
-def ratio(value: dict[str, float]) -> str:
-    """``median (p20-p80)``."""
-    return f"{value['median']:.2f}x ({value['p20']:.2f}-{value['p80']:.2f})"

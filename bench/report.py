@@ -106,6 +106,11 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def ratio(value: Mapping[str, float]) -> str:
+    """``1.52x (1.46-1.68)``: median and p20-p80 of a ratio."""
+    return f"{value['median']:.2f}x ({value['p20']:.2f}-{value['p80']:.2f})"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table with aligned columns; numbers to the right, ``|`` in a cell escaped."""
     texts = [[str(cell).replace("|", "\\|") for cell in row] for row in [header, *rows]]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import gate, report
+from bench import gate, options, report
 from evoprune_kernels import measure
 from evoprune_kernels.nn import SSPropConv2d, SSPropLinear
 
@@ -91,12 +91,7 @@ QUICK = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m bench ssprop``."""
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=30.0, help="at most this long a layer")
-    parser.add_argument("--quick", action="store_true", help="small layers; a test of the program")
-    parser.add_argument("--json", "--out", dest="out", help="default: bench/results/ssprop.json")
-    gate.add_argument(parser)
+    options.add_options(parser, "ssprop", rounds=15, seconds=30.0, one="layer")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -208,11 +203,7 @@ def check(dense: nn.Module, layer: SSPropConv2d | SSPropLinear, x: Tensor, grad:
     channels = scores.sort(descending=True, stable=True).indices[: layer.kept_channels]
     expected = backward(dense, x, zero_others(grad, channels))()
     for actual, true in zip(backward(layer, x, grad)(), expected, strict=True):
-        error = ((actual - true).abs().max() / true.abs().max()).item()
-        if not error <= MOST_ERROR:
-            raise gate.GateError(
-                f"{layer}: error {error:.2e} against a masked dense dY, at most {MOST_ERROR:.0e}"
-            )
+        gate.hold(f"{layer} against a masked dense dY", actual, true, MOST_ERROR)
 
 
 def backward_flops(layer: nn.Conv2d | nn.Linear, grad: Tensor) -> int:
@@ -243,14 +234,9 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
         [
             row["layer"],
             report.duration(row["seconds"][DENSE]["median"]),
-            ratio(row["masked_speedup"]),
-            *(f"{ratio(o['speedup'])}, {o['flops_saved']:.0%}" for o in row["ours"]),
-            ratio(row["control"]),
+            report.ratio(row["masked_speedup"]),
+            *(f"{report.ratio(o['speedup'])}, {o['flops_saved']:.0%}" for o in row["ours"]),
+            report.ratio(row["control"]),
         ]
         for row in results["layers"]
     ]
-
-
-def ratio(value: dict[str, float]) -> str:
-    """``median (p20-p80)``."""
-    return f"{value['median']:.2f}x ({value['p20']:.2f}-{value['p80']:.2f})"

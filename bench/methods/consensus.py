@@ -19,11 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bench import gate, report
-from bench.methods import consensus_data, consensus_energy, consensus_page, evaluate
+from bench.methods import consensus_data, consensus_energy, consensus_page, evaluate, unfinished
 from bench.methods.data import Task
 from evoprune_kernels import measure, methods
 
@@ -79,11 +78,6 @@ class Cells:
         self.finetune = FINETUNE * batches
         self.found: dict[str, Any] = {}
 
-    @property
-    def unfinished(self) -> Path:
-        """Where the cells of a run that is cut off are."""
-        return self.path.with_suffix(".cells.part")
-
     def fill(self, arm: Arm, point: float, seed: int) -> None:
         """Run one arm, unless it was run."""
         key = f"{arm.name}|{point}|{seed}"
@@ -99,8 +93,7 @@ class Cells:
             f" {cell['numbers']}, {seconds['seconds']:.0f} s ({seconds['cpu_seconds']:.0f} s of CPU)",
             flush=True,
         )
-        self.unfinished.parent.mkdir(parents=True, exist_ok=True)
-        self.unfinished.write_text(json.dumps(self.found))
+        unfinished.keep(self.path, self.found)
 
     def train(self, arm: Arm, point: float, seed: int) -> methods.Result:
         """One arm at one point and seed."""
@@ -109,25 +102,11 @@ class Cells:
         return methods.run(
             arm.method, model, task.batches(seed), [task.validation_batch],
             steps=self.steps, finetune=self.finetune, sparsity=point + arm.margin if point else None,
-            loss=loss_of, evaluate=evaluation, optimizer="sgd", lr=task.lr, momentum=0.9, weight_decay=5e-4,
+            loss=evaluate.batch_loss, evaluate=evaluate.loss_and_accuracy, optimizer="sgd", lr=task.lr,
+            momentum=0.9, weight_decay=5e-4,
             decay="cosine", finetune_lr=task.lr / 5, keep_best=True, seed=seed,
             exclude=head if arm.method == "ssprop" else (), progress=False, **arm.options,
         )  # fmt: skip
-
-
-def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
-    """Mean cross-entropy of images."""
-    inputs, labels = batch
-    return evaluate.cross_entropy(model(inputs), labels)
-
-
-def evaluation(model: nn.Module, batches: Any) -> dict[str, float]:
-    """Loss and accuracy on the validation set, which is one batch."""
-    ((inputs, labels),) = batches
-    return {
-        "loss": evaluate.loss(model, inputs, labels),
-        "accuracy": evaluate.accuracy(model, inputs, labels),
-    }
 
 
 def cell_of(task: Task, result: methods.Result) -> dict[str, Any]:
@@ -166,8 +145,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     folder = os.environ.get("EVOPRUNE_DATA")
     task = consensus_data.load(args.task, Path(folder) if folder else None, args.width)
     cells = Cells(task, path, args.quick)
-    if args.resume and cells.unfinished.exists():
-        cells.found = json.loads(cells.unfinished.read_text())
+    if args.resume:
+        cells.found = unfinished.load(path)
     seeds = 1 if args.quick else args.seeds
     with measure.threads(args.threads):
         for seed in range(seeds):
@@ -192,7 +171,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     record = report.build(
         f"methods-{task.name}", results, gate=passed, threads=args.threads, quick=args.quick
     )
-    cells.unfinished.unlink(missing_ok=True)
+    unfinished.path_of(path).unlink(missing_ok=True)
     return _written(record, path)
 
 

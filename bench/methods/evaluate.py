@@ -177,3 +177,17 @@ def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
             f"expected as many labels as images, got {len(tensor)} and {len(tensors[0])}",
         )
     return zip(*(tensor.split(CHUNK) for tensor in tensors), strict=True)
+
+
+def batch_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of images or windows: what every arm trains on."""
+    inputs, labels = batch
+    return cross_entropy(model(inputs), labels)
+
+
+def loss_and_accuracy(
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """Loss and accuracy on the validation set, which is one batch."""
+    ((inputs, labels),) = batches
+    return {"loss": loss(model, inputs, labels), "accuracy": accuracy(model, inputs, labels)}

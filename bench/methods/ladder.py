@@ -10,16 +10,14 @@ is looked at once, at the end of every run. Record, table and picture: ``bench/r
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from bench import gate, report
-from bench.methods import consensus, consensus_data, evaluate, robust, summary
+from bench.methods import consensus, consensus_data, evaluate, robust, summary, unfinished
 from bench.methods.data import TASKS, Task, load
 from bench.methods.plans import AFTER_TRAINING, Plan, plan_of
 from evoprune_kernels import measure, methods
@@ -87,7 +85,8 @@ class Ladder:
         result = methods.run(
             arm, task.make_model(seed), task.batches(seed), [task.validation_batch],
             steps=self.steps, finetune=self.finetune, sparsity=sparsity, pattern=pattern,
-            loss=loss_of, evaluate=evaluation, optimizer="adamw" if adam else "sgd", lr=task.lr,
+            loss=evaluate.batch_loss, evaluate=evaluate.loss_and_accuracy, optimizer="adamw" if adam else "sgd",
+            lr=task.lr,
             momentum=0.0 if adam else 0.9, exclude=self.plan.exclude, keep_best=True, seed=seed,
             dense=dense, progress=False, **options,
         )  # fmt: skip
@@ -134,29 +133,7 @@ class Ladder:
 
     def keep(self) -> None:
         """Write the cells beside the record, for ``--resume``."""
-        half = cells_file(self.path)
-        half.parent.mkdir(parents=True, exist_ok=True)
-        half.write_text(json.dumps(self.cells))
-
-
-def cells_file(path: Path) -> Path:
-    """Where the cells of an unfinished run are."""
-    return path.with_suffix(".cells.part")
-
-
-def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
-    """Mean cross-entropy of images or windows."""
-    inputs, labels = batch
-    return evaluate.cross_entropy(model(inputs), labels)
-
-
-def evaluation(model: nn.Module, batches: Any) -> dict[str, float]:
-    """Loss and accuracy on the validation set, which is one batch."""
-    ((inputs, labels),) = batches
-    return {
-        "loss": evaluate.loss(model, inputs, labels),
-        "accuracy": evaluate.accuracy(model, inputs, labels),
-    }
+        unfinished.keep(self.path, self.cells)
 
 
 def score(task: Task, model: nn.Module) -> float:
@@ -174,8 +151,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     task, plan = load(args.task), plan_of(args.task)
     path = Path(args.json or report.RESULTS / f"methods-{task.name}.json")
     ladder = Ladder(task, plan, args.quick, path)
-    if args.resume and cells_file(path).exists():
-        ladder.cells = json.loads(cells_file(path).read_text())
+    if args.resume:
+        ladder.cells = unfinished.load(path)
     arms = [arm for arm in plan.arms if not args.arms or arm in args.arms]
     seeds = 1 if args.quick else args.seeds
     sparsities = args.sparsities or (plan.sparsities[:1] if args.quick else plan.sparsities)
@@ -207,7 +184,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     record = report.build(name, results, gate=passed, threads=args.threads, quick=args.quick)
     written = report.write(record, path)
     summary.write(record, written.with_suffix(".md"), written.with_suffix(".png"))
-    cells_file(path).unlink(missing_ok=True)
+    unfinished.path_of(path).unlink(missing_ok=True)
     print(summary.markdown(record))
     print(written)
     return record

@@ -10,7 +10,8 @@ from torch import nn
 
 from bench import gate, gate_skip
 from bench.__main__ import main
-from bench.gate_skip_models import close, layer_problems, resnet
+from bench.gate_skip_models import close, layer_problems
+from bench.methods import models
 from evoprune_kernels.nn import GatedConv2d, gate_model_, skipping
 
 
@@ -54,7 +55,7 @@ def test_flops_by_hand():
 
 
 def test_layers_of_one_width_close_the_same_channels():
-    model = resnet(8, 1)
+    model = models.resnet(3, 8, 1)
     gate_model_(model)
     for layer in model.modules():
         if isinstance(layer, GatedConv2d):

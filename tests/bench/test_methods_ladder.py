@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench.__main__ import main
-from bench.methods import ladder, summary
+from bench.methods import ladder, summary, unfinished
 from bench.methods.plans import PLANS
 from evoprune_kernels.methods import PRESETS
 
@@ -47,7 +47,7 @@ def test_a_cut_off_run_keeps_its_cells(tmp_path, monkeypatch):
     monkeypatch.setattr(ladder.Ladder, "measure", cut)
     with pytest.raises(KeyboardInterrupt):
         quick(path)
-    kept = json.loads(ladder.cells_file(path).read_text())
+    kept = json.loads(unfinished.path_of(path).read_text())
     assert [key for key in kept if key.startswith("evolution")] == [
         "evolution_threshold_2022|0.8|0"
     ]
