@@ -95,7 +95,9 @@ def gather_channels(x: Tensor, index: Tensor, *, impl: str | None = None) -> Ten
         >>> ops.gather_channels(torch.tensor([[10.0, 11.0, 12.0]]), torch.tensor([2, 0]))
         tensor([[12., 10.]])
     """
-    _check(x, index, x.shape[1] if x.dim() > 1 else 0)
+    channels = x.shape[1] if x.dim() > 1 else 0
+    if not _fits(x, index, channels):
+        _check(x, index, channels)
     return OP(x, index, impl=impl)
 
 
@@ -127,18 +129,35 @@ def scatter_channels(x: Tensor, index: Tensor, channels: int, *, impl: str | Non
         >>> ops.scatter_channels(torch.tensor([[1.0, 2.0]]), torch.tensor([2, 0]), 4)
         tensor([[2., 0., 1., 0.]])
     """
-    _check(x, index, channels)
-    check(index.shape[0] == x.shape[1], f"expected index [{x.shape[1]}], got [{index.shape[0]}]")
+    if not _fits(x, index, channels):
+        _check(x, index, channels)
+    if index.shape[0] != x.shape[1]:
+        raise ValueError(f"expected index [{x.shape[1]}], got [{index.shape[0]}]")
     return SCATTER(x, index, channels, impl=impl)
 
 
+def _fits(x: Tensor, index: Tensor, channels: int) -> bool:
+    """What ``_check`` asks for; apart from it, since words take longer than a small copy."""
+    if not (x.dim() >= 2 and index.dim() == 1 and index.dtype == torch.int64):
+        return False
+    return index.device == x.device and (not _has_values(index) or _in_range(index, channels))
+
+
+def _has_values(index: Tensor) -> bool:
+    return not (torch.compiler.is_compiling() or index.is_meta or index.numel() == 0)
+
+
+def _in_range(index: Tensor, channels: int) -> bool:
+    low, high = index.aminmax()
+    return int(low) >= 0 and int(high) < channels
+
+
 def _check(x: Tensor, index: Tensor, channels: int) -> None:
+    """Says what is wrong."""
     check_channels(x)
     check(index.dim() == 1, f"expected index of 1 dimension, got {index.dim()}")
     check_dtype(index, (torch.int64,), "index")
     check(index.device == x.device, f"index on {index.device}, x on {x.device}")
-    if torch.compiler.is_compiling() or index.is_meta or index.numel() == 0:
-        return
     low, high = (int(end) for end in index.aminmax())
     check(low >= 0 and high < channels, f"expected index in [0, {channels}), got {low} to {high}")
 
