@@ -86,8 +86,9 @@ def gather_channels(x: Tensor, index: Tensor, *, impl: str | None = None) -> Ten
 
     Notes:
         Exact. The gradient is ``scatter_channels``, and so on: differentiable as often as wanted. The values of the
-        index are read on the host, which waits for a GPU, and are not checked while compiling. On the CPU torch's
-        ``index_select`` is as fast for contiguous x, and takes 3 to 5 times as long for channels_last (AVX2, 1 thread).
+        index are read on the host, which waits for a GPU, and are not checked while compiling. On the CPU it is faster
+        than torch's ``index_select`` for channels_last and slower for contiguous x, by what a call costs
+        (``python -m bench gates``).
 
     Example:
         >>> import torch
@@ -120,8 +121,8 @@ def scatter_channels(x: Tensor, index: Tensor, channels: int, *, impl: str | Non
 
     Notes:
         Exact without repeats; with them channels are added in the order of k on the CPU. The gradient is
-        ``gather_channels``. On the CPU torch's ``index_add_`` into zeros takes 0.8 to 2 times as long for contiguous x,
-        and 4 to 9 times as long for channels_last (AVX2, 1 thread).
+        ``gather_channels``. On the CPU it is faster than torch's ``index_add_`` into zeros for channels_last, and not
+        for contiguous x (``python -m bench gates``).
 
     Example:
         >>> import torch
