@@ -121,9 +121,12 @@ def cell_of(task: Task, result: methods.Result) -> dict[str, Any]:
         "numbers": numbers,
         "best_step": record["best_step"],
         "options": record["job"]["options"],
-        "compaction": details,
+        "compaction": {},
     }
+    if result.compacted is None and details:
+        cell["not_compacted"] = details  # the reason
     if result.compacted is not None:
+        cell["compaction"] = details
         cell["gated"] = cell["value"]
         cell["value"] = evaluate.accuracy(result.compacted, images, labels)
         cell["sparsity"] = details["removed"]

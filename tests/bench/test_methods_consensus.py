@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.methods import consensus, consensus_energy, consensus_page, models
+from bench.methods import consensus, consensus_data, consensus_energy, consensus_page, models
+from evoprune_kernels.methods.presets import Result
 from evoprune_kernels.nn import gate_model_
 
 ARGUMENTS = ["methods", "--task", "consensus-digits", "--quick", "--no-gate", "--json"]
@@ -106,6 +107,20 @@ def cell(value, removed=0.0, **numbers):
     found = {"value": value, "sparsity": removed, "numbers": numbers, "cpu_seconds": 1.0}
     found["compaction"] = {"parameters": [100, 45], "flops": [100, 80]} if removed else {}
     return found | ({"gated": value} if removed else {})
+
+
+def test_a_network_that_could_not_be_compacted_keeps_the_reason():
+    task = consensus_data.load("consensus-digits", None)
+    record = {
+        "numbers": {},
+        "details": {"compaction": "none: torch.fx cannot trace Odd"},
+        "best_step": None,
+        "job": {"options": {}},
+    }
+    made = consensus.cell_of(task, Result(task.make_model(0), {}, record))
+    assert made["not_compacted"] == "none: torch.fx cannot trace Odd" and "gated" not in made
+    cells = {"dense|0.0|0": cell(0.83), "consensus_gates|0.5|0": {**made, "cpu_seconds": 1.0}}
+    assert "consensus_gates 50%" in consensus_page.results_table({"results": {"cells": cells}})
 
 
 def test_targets_are_met_or_missed_in_words():
