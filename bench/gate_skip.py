@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench import gate, options, report
-from bench.gate_skip_models import Problem, close, layer_problems
+from bench.gate_skip_models import close, compacted_layer, layer_problems
+from bench.layers import Problem
 from bench.methods.models import resnet
 from evoprune_kernels import measure
 from evoprune_kernels.nn import GatedConv2d, GatedLinear, compact, gate_model_, skipping
@@ -250,7 +251,7 @@ def measure_layer(problem: Problem, memory: str, rounds: int, seconds: float) ->
         ALL: lambda: both_ways_at(2.0, layers[0.5], x, dy),
     }
     for share, layer in layers.items():
-        small, some = problem.compacted(dense, layer, dy)
+        small, some = compacted_layer(problem, dense, layer, dy)
         calls[skipped(share)] = lambda layer=layer: both_ways_at(0.0, layer, x, dy)  # type: ignore[misc]
         calls[compacted(share)] = lambda s=small, d=some: both_ways(s, x, d)  # type: ignore[misc]
     calls = measure.add_control(calls, DENSE)

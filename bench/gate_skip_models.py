@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
+from bench.layers import Problem, conv, linear
 from evoprune_kernels.nn import GatedConv2d, GatedLinear
 
 
@@ -20,42 +18,22 @@ def close(layer: GatedConv2d | GatedLinear, share: float) -> None:
         layer.gate.theta[order[:closed]] = -1.0
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One layer and its input; ``layer`` makes the dense module."""
-
-    name: str
-    layer: Callable[[], nn.Conv2d | nn.Linear]
-    shape: tuple[int, ...]
-
-    def compacted(
-        self, dense: nn.Module, gated: GatedConv2d | GatedLinear, dy: Tensor
-    ) -> tuple[nn.Module, Tensor]:
-        """A plain layer of the open channels alone, and the part of dY that is theirs."""
-        index = (gated.gate.mean_gates() != 0).nonzero().flatten()
-        small = self.layer()
-        assert isinstance(dense, nn.Conv2d | nn.Linear)
-        small.weight = nn.Parameter(dense.weight.detach()[index])
-        if dense.bias is not None:
-            small.bias = nn.Parameter(dense.bias.detach()[index])
-        if dy.dim() == 2:
-            return small, dy[:, index].contiguous()
-        last = not dy.is_contiguous()
-        form = torch.channels_last if last else torch.contiguous_format
-        small = small.to(memory_format=form)  # type: ignore[call-overload]
-        return small, dy[:, index].contiguous(memory_format=form)
-
-
-def conv(net: str, batch: int, c: int, n: int, size: int, stride: int = 1) -> Problem:
-    """A 3x3 convolution of a ResNet, without bias, as before a batch norm."""
-    name = f"{net} 3x3 {c}->{n}" + (f"/{stride}" if stride > 1 else "") + f", {batch}x{size}x{size}"
-    return Problem(name, lambda: nn.Conv2d(c, n, 3, stride, 1, bias=False), (batch, c, size, size))
-
-
-def linear(tokens: int, inputs: int, outputs: int) -> Problem:
-    """A linear layer with bias."""
-    name = f"linear {inputs}->{outputs}, {tokens} tokens"
-    return Problem(name, lambda: nn.Linear(inputs, outputs), (tokens, inputs))
+def compacted_layer(
+    problem: Problem, dense: nn.Module, gated: GatedConv2d | GatedLinear, dy: Tensor
+) -> tuple[nn.Module, Tensor]:
+    """A plain layer of the open channels alone, and the part of dY that is theirs."""
+    index = (gated.gate.mean_gates() != 0).nonzero().flatten()
+    small = problem.layer()
+    assert isinstance(dense, nn.Conv2d | nn.Linear)
+    small.weight = nn.Parameter(dense.weight.detach()[index])
+    if dense.bias is not None:
+        small.bias = nn.Parameter(dense.bias.detach()[index])
+    if dy.dim() == 2:
+        return small, dy[:, index].contiguous()
+    last = not dy.is_contiguous()
+    form = torch.channels_last if last else torch.contiguous_format
+    small = small.to(memory_format=form)  # type: ignore[call-overload]
+    return small, dy[:, index].contiguous(memory_format=form)
 
 
 def layer_problems(quick: bool) -> list[Problem]:
