@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from evoprune_kernels import _ext, _select
+from evoprune_kernels.ops._direct import Direct, direct
 
 NAMESPACE = "evoprune"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -49,19 +50,23 @@ class Definition:
 class Op:
     """An op as the package calls it: ``op(*args, impl=None)``.
 
-    ``triton`` holds the overload that ``impl="triton"`` calls, once ``_triton.register`` has put it there.
+    ``direct`` is the cheap way to an op with a gradient, in eager calls (``_direct.py``). ``triton`` holds the overload
+    that ``impl="triton"`` calls, once ``_triton.register`` has put it there.
     """
 
     name: str
     reference: Callable[..., Any]
     overload: Callable[..., Any]
     definition: Definition
+    direct: Direct | None = None
     triton: list[Callable[..., Any]] = field(default_factory=list, compare=False)
 
     def __call__(self, *args: Any, impl: str | None = None, **kwargs: Any) -> Any:
         requested = impl or _select.FORCED.get(self.name)
         if requested is None:
-            return self.overload(*args, **kwargs)
+            if self.direct is None or kwargs or torch.compiler.is_compiling():
+                return self.overload(*args, **kwargs)
+            return self.direct(*args)
         device = first_device(args).type
         unfit = {**self.reasons(device), **self.triton_reasons()}
         chosen = _select.choose(self.name, device, requested, unfit)
@@ -113,7 +118,8 @@ def define(
     definition = Definition(schema, fake, setup_context, backward)
     overload = register_op(LIBRARY, definition)
     LIBRARY.impl(definition.name, reference, "CompositeExplicitAutograd")
-    op = Op(definition.name, reference, overload, definition)
+    eager = None if backward is None else direct(overload, setup_context, backward)
+    op = Op(definition.name, reference, overload, definition, eager)
     OPS[op.name] = op
     return op
 
