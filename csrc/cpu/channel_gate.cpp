@@ -19,23 +19,34 @@ static void gate_planes(const ChannelGateArgs& a, int64_t begin, int64_t end) {
     if (g == 0)
       std::memset(y, 0, static_cast<size_t>(l.inner) * sizeof(T));
     else
-      map_plane(l.inner, [&](auto place) { place.put(y, place.get(x) * broadcast(g)); });
+      map_plane(
+          l.inner, [&](auto place) { return place.get(x) * broadcast(g); },
+          [&](auto place, VecOf<T> v) { place.put(y, v); });
   }
 }
 
 template <typename T>
 static void gate_rows(const ChannelGateArgs& a, int64_t begin, int64_t end) {
   using V = VecOf<T>;
+  using S = ScalarOf<T>;
   const int64_t channels = a.layout.channels;
+  LongRow<S> gates;
+  bool all_open = true;
   for (int64_t unit = begin; unit < end; ++unit) {
     const Block block = block_of(a.layout, unit);
-    const auto* gates = static_cast<const ScalarOf<T>*>(a.gates) + block.group;
-    walk_rows(channels, block, [&]<int R>(int64_t at, auto place) {
-      const V g = place.get(gates);
-      for (int r = 0; r < R; ++r, at += channels)
-        place.put(static_cast<T*>(a.y) + at,
-                  keep<V>(g != 0, place.get(static_cast<const T*>(a.x) + at) * g));
-    });
+    const S* row = static_cast<const S*>(a.gates) + block.group;
+    if (gates.set(row, channels)) all_open = std::find(row, row + channels, S{0}) == row + channels;
+    const S* g = gates.at();
+    const T* x = static_cast<const T*>(a.x) + block.begin;
+    T* y = static_cast<T*>(a.y) + block.begin;
+    const auto product = [&](auto place) { return place.get(x) * place.get(g); };
+    const auto closed = [&](auto place) { return keep<V>(place.get(g) != 0, product(place)); };
+    const auto put = [&](auto place, V v) { place.put(y, v); };
+    int64_t n = 0;
+    for (int64_t left = block.count * channels; left > 0; left -= n, x += n, y += n) {
+      n = std::min(left, gates.rows() * channels);
+      all_open ? map_plane(n, product, put) : map_plane(n, closed, put);
+    }
   }
 }
 
@@ -55,7 +66,9 @@ static void backward_planes(const ChannelGateBackwardArgs& a, int64_t begin, int
     if (g == 0)  // grad is in the cache now
       std::memset(dx, 0, static_cast<size_t>(l.inner) * sizeof(T));
     else
-      map_plane(l.inner, [&](auto place) { place.put(dx, place.get(grad) * broadcast(g)); });
+      map_plane(
+          l.inner, [&](auto place) { return place.get(grad) * broadcast(g); },
+          [&](auto place, VecOf<T> v) { place.put(dx, v); });
   }
 }
 
@@ -66,15 +79,17 @@ static void backward_rows(const ChannelGateBackwardArgs& a, int64_t begin, int64
   for (int64_t unit = begin; unit < end; ++unit) {
     const Block block = block_of(a.layout, unit);
     const auto* gates = static_cast<const ScalarOf<T>*>(a.gates) + block.group;
+    const T *x = static_cast<const T*>(a.x), *grads = static_cast<const T*>(a.grad);
+    T* dx = static_cast<T*>(a.dx);
     auto* parts = static_cast<ScalarOf<T>*>(a.parts) + block.part * channels;
     std::memset(parts, 0, static_cast<size_t>(channels) * sizeof(*parts));
     walk_rows(channels, block, [&]<int R>(int64_t at, auto place) {
       const V g = place.get(gates);
       V sums = place.get(parts);
       for (int r = 0; r < R; ++r, at += channels) {
-        const V grad = place.get(static_cast<const T*>(a.grad) + at);
-        sums = fma(grad, place.get(static_cast<const T*>(a.x) + at), sums);
-        place.put(static_cast<T*>(a.dx) + at, keep<V>(g != 0, grad * g));
+        const V grad = place.get(grads + at);
+        sums = fma(grad, place.get(x + at), sums);
+        place.put(dx + at, keep<V>(g != 0, grad * g));
       }
       place.put(parts, sums);
     });

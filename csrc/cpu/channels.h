@@ -6,6 +6,9 @@
 //   Rest    the last vector of a plane, of which the first lanes were seen before and load as 0
 #pragma once
 
+#include <algorithm>
+#include <cstring>
+
 #include "cpu/kernels.h"
 #include "cpu/simd_types.h"
 
@@ -61,16 +64,24 @@ struct Rest {
 };
 
 // ---- planes ----
-// each(place) for all n elements; some of the last may be done twice, with the same result.
-template <typename Each>
-EVOPRUNE_INLINE void map_plane(int64_t n, Each each) {
+// put(place, value(place)) for all n elements; some of the last may be done twice, with the same
+// result. Vectors are read by fours before they are written, so that no read waits for a write.
+template <typename Value, typename Put>
+EVOPRUNE_INLINE void map_plane(int64_t n, Value value, Put put) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) each(Whole{i});
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    const auto v0 = value(Whole{i}), v1 = value(Whole{i + kLanes});
+    const auto v2 = value(Whole{i + 2 * kLanes}), v3 = value(Whole{i + 3 * kLanes});
+    put(Whole{i}, v0), put(Whole{i + kLanes}, v1);
+    put(Whole{i + 2 * kLanes}, v2), put(Whole{i + 3 * kLanes}, v3);
+  }
+  const auto one = [&](auto place) { put(place, value(place)); };
+  for (; i + kLanes <= n; i += kLanes) one(Whole{i});
   if (i == n) return;
   if (n >= kLanes)
-    each(Whole{n - kLanes});
+    one(Whole{n - kLanes});
   else
-    each(Few{0, n});
+    one(Few{0, n});
 }
 
 // out[k] = sum over n elements of what term(sums, place) adds to sums[k]. Sums are taken in pieces
@@ -124,6 +135,30 @@ EVOPRUNE_INLINE Block block_of(const ChannelLayout& l, int64_t unit) {
   const int64_t row = group * l.group_rows() + unit % l.blocks() * kRowBlock;
   return {unit, l.count_of(unit), group * l.channels, row * l.channels};
 }
+
+// A row of coefficients, repeated until it is long enough for an inner loop: rows of few channels are
+// walked several at once.
+template <typename S>
+class LongRow {
+ public:
+  // Whether `row` was another one before.
+  EVOPRUNE_INLINE bool set(const S* row, int64_t channels) {
+    if (row == given_) return false;
+    given_ = row;
+    rows_ = std::max<int64_t>(1, kLength / channels);
+    for (int64_t r = 0; rows_ > 1 && r < rows_; ++r)
+      std::memcpy(repeated_ + r * channels, row, static_cast<size_t>(channels) * sizeof(S));
+    return true;
+  }
+  EVOPRUNE_INLINE int64_t rows() const { return rows_; }
+  EVOPRUNE_INLINE const S* at() const { return rows_ > 1 ? repeated_ : given_; }
+
+ private:
+  static constexpr int64_t kLength = 256;
+  const S* given_ = nullptr;
+  int64_t rows_ = 1;
+  S repeated_[kLength];
+};
 
 // One column of vectors of R rows: each.template operator()<R>(first element, place of the channels).
 template <int R, typename Each>

@@ -79,14 +79,15 @@ static void norm_planes(const GateNormArgs& a, int64_t begin, int64_t end) {
     T* y = static_cast<T*>(a.y) + plane.begin;
     const V scale = broadcast(static_cast<const S*>(t.scale)[plane.coefficient]);
     const V shift = broadcast(static_cast<const S*>(t.shift)[plane.channel]);
+    const auto put = [&](auto place, V v) { place.put(y, v); };
+    const int64_t n = a.layout.inner;
     if (static_cast<const S*>(t.gates)[plane.coefficient] == 0) {
       const V constant = t.relu ? relu_of(shift) : shift;
-      map_plane(a.layout.inner, [&](auto place) { place.put(y, constant); });
+      map_plane(n, [&](auto) { return constant; }, put);
     } else if (t.relu) {
-      map_plane(a.layout.inner,
-                [&](auto place) { place.put(y, relu_of(fma(place.get(x), scale, shift))); });
+      map_plane(n, [&](auto place) { return relu_of(fma(place.get(x), scale, shift)); }, put);
     } else {
-      map_plane(a.layout.inner, [&](auto place) { place.put(y, fma(place.get(x), scale, shift)); });
+      map_plane(n, [&](auto place) { return fma(place.get(x), scale, shift); }, put);
     }
   }
 }
@@ -101,14 +102,17 @@ static void norm_rows(const GateNormArgs& a, int64_t begin, int64_t end) {
     const S* gates = static_cast<const S*>(a.terms.gates) + block.group;
     const S* scales = static_cast<const S*>(a.terms.scale) + block.group;
     const S* shifts = static_cast<const S*>(a.terms.shift);
-    walk_rows(channels, block, [&]<int R>(int64_t at, auto place) {
-      const V scale = place.get(scales), shift = place.get(shifts);
-      const auto open = place.get(gates) != 0;
-      for (int r = 0; r < R; ++r, at += channels) {
-        const V y = fma(keep<V>(open, place.get(static_cast<const T*>(a.x) + at)), scale, shift);
-        place.put(static_cast<T*>(a.y) + at, Relu ? relu_of(y) : y);
-      }
-    });
+    const T* x = static_cast<const T*>(a.x) + block.begin;
+    T* y = static_cast<T*>(a.y) + block.begin;
+    for (int64_t row = 0; row < block.count; ++row, x += channels, y += channels)
+      map_plane(
+          channels,
+          [&](auto place) {
+            const V seen = keep<V>(place.get(gates) != 0, place.get(x));
+            const V v = fma(seen, place.get(scales), place.get(shifts));
+            return Relu ? relu_of(v) : v;
+          },
+          [&](auto place, V v) { place.put(y, v); });
   }
 }
 
@@ -212,12 +216,16 @@ static void grad_of_planes(const GateNormGradArgs& a, int64_t begin, int64_t end
     const V shift = broadcast(static_cast<const S*>(t.shift)[plane.channel]);
     const V centre = broadcast(static_cast<const S*>(t.centre)[plane.channel]);
     const V of_grad = of(a.of_grad), of_xhat = of(a.of_xhat), constant = of(a.constant);
-    map_plane(a.layout.inner, [&](auto place) {
-      const V value = place.get(x);
-      const V dz = through_relu(t.relu, fma(value, scale, shift), place.get(grad));
-      const V rest = fma(fma(value, spread, centre), of_xhat, constant);
-      place.put(dx, a.training ? fma(dz, of_grad, rest) : dz * of_grad);
-    });
+    const bool relu = t.relu, training = a.training;
+    map_plane(
+        a.layout.inner,
+        [&](auto place) {
+          const V value = place.get(x);
+          const V dz = through_relu(relu, fma(value, scale, shift), place.get(grad));
+          const V rest = fma(fma(value, spread, centre), of_xhat, constant);
+          return training ? fma(dz, of_grad, rest) : dz * of_grad;
+        },
+        [&](auto place, V v) { place.put(dx, v); });
   }
 }
 
@@ -229,6 +237,9 @@ static void grad_of_rows(const GateNormGradArgs& a, int64_t begin, int64_t end) 
   const GateNormTerms& t = a.terms;
   for (int64_t unit = begin; unit < end; ++unit) {
     const Block block = block_of(a.layout, unit);
+    const T *xs = static_cast<const T*>(a.x), *grads = static_cast<const T*>(a.grad);
+    T* dxs = static_cast<T*>(a.dx);
+    const bool relu = t.relu, training = a.training;
     walk_rows(channels, block, [&]<int R>(int64_t at, auto place) {
       const auto of = [&](const void* p) {
         return place.get(static_cast<const S*>(p) + block.group);
@@ -238,12 +249,10 @@ static void grad_of_rows(const GateNormGradArgs& a, int64_t begin, int64_t end) 
       const V spread = of(t.spread), centre = place.get(static_cast<const S*>(t.centre));
       const V of_grad = of(a.of_grad), of_xhat = of(a.of_xhat), constant = of(a.constant);
       for (int r = 0; r < R; ++r, at += channels) {
-        const V x = keep<V>(open, place.get(static_cast<const T*>(a.x) + at));
-        const V grad = place.get(static_cast<const T*>(a.grad) + at);
-        const V dz = through_relu(t.relu, fma(x, scale, shift), grad);
+        const V x = keep<V>(open, place.get(xs + at));
+        const V dz = through_relu(relu, fma(x, scale, shift), place.get(grads + at));
         const V rest = fma(fma(x, spread, centre), of_xhat, constant);
-        const V dx = a.training ? fma(dz, of_grad, rest) : dz * of_grad;
-        place.put(static_cast<T*>(a.dx) + at, keep<V>(open, dx));
+        place.put(dxs + at, keep<V>(open, training ? fma(dz, of_grad, rest) : dz * of_grad));
       }
     });
   }
