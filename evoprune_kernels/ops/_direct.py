@@ -2,8 +2,8 @@
 
 ``torch.library.register_autograd`` puts a Python function under the Autograd key. Every call then goes from Python into
 the dispatcher, out to Python again and back: on one machine 8 us where no gradient is wanted and 30 us where one is,
-beside 4 us of an op itself. ``direct`` decides in Python, before the first of these steps, and goes below the Autograd key
-at once. Only eager calls take it: ``torch.compile`` and ``torch.export`` see the op.
+beside 4 us of an op itself. ``direct`` decides in Python, before the first of these steps, and goes below the Autograd
+key at once. Only eager calls take it: ``torch.compile`` and ``torch.export`` see the op.
 """
 
 from __future__ import annotations
