@@ -35,7 +35,10 @@ static void gate_rows(const ChannelGateArgs& a, int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const Block block = block_of(a.layout, unit);
     const S* row = static_cast<const S*>(a.gates) + block.group;
-    if (gates.set(row, channels)) all_open = std::find(row, row + channels, S{0}) == row + channels;
+    if (gates.set(row, channels)) {
+      all_open = true;
+      for (int64_t c = 0; c < channels; ++c) all_open &= row[c] != 0;
+    }
     const S* g = gates.at();
     const T* x = static_cast<const T*>(a.x) + block.begin;
     T* y = static_cast<T*>(a.y) + block.begin;
@@ -44,7 +47,7 @@ static void gate_rows(const ChannelGateArgs& a, int64_t begin, int64_t end) {
     const auto put = [&](auto place, V v) { place.put(y, v); };
     int64_t n = 0;
     for (int64_t left = block.count * channels; left > 0; left -= n, x += n, y += n) {
-      n = std::min(left, gates.rows() * channels);
+      n = gates.rows() * channels < left ? gates.rows() * channels : left;
       all_open ? map_plane(n, product, put) : map_plane(n, closed, put);
     }
   }

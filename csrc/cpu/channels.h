@@ -6,9 +6,6 @@
 //   Rest    the last vector of a plane, of which the first lanes were seen before and load as 0
 #pragma once
 
-#include <algorithm>
-#include <cstring>
-
 #include "cpu/kernels.h"
 #include "cpu/simd_types.h"
 
@@ -145,7 +142,7 @@ class LongRow {
   EVOPRUNE_INLINE bool set(const S* row, int64_t channels) {
     if (row == given_) return false;
     given_ = row;
-    rows_ = std::max<int64_t>(1, kLength / channels);
+    rows_ = kLength / channels > 1 ? kLength / channels : 1;
     for (int64_t r = 0; rows_ > 1 && r < rows_; ++r)
       std::memcpy(repeated_ + r * channels, row, static_cast<size_t>(channels) * sizeof(S));
     return true;
