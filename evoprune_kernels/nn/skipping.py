@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from evoprune_kernels.nn.filter_rows import select_filters
 from evoprune_kernels.nn.gates import gates_of
 from evoprune_kernels.ops.gather_channels import SCATTER
 
@@ -105,7 +106,7 @@ def filters(
     """Weight and bias of the channels ``index`` (None: all), times ``gates`` [C] (None: as they are)."""
     weight, bias = layer.weight, layer.bias
     if index is not None:
-        weight = weight.index_select(0, index)
+        weight = select_filters(weight, index)
         bias = None if bias is None else bias.index_select(0, index)
     if gates is not None:
         factors = some(gates, index).to(weight.dtype)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from evoprune_kernels.nn.filter_rows import scatter_filters, select_filters
 from evoprune_kernels.ops.gather_channels import OP as gather_channels
 from evoprune_kernels.ops.topk_channels import topk_abs_channels, topk_channels
 from evoprune_kernels.ops.topk_channels.reference import channel_scores
@@ -45,11 +46,6 @@ def _choose(grad: Tensor, kept: int, chosen: Tensor | None) -> Tensor:
     if grad.device.type == "cpu":
         return topk_abs_channels(grad, kept)
     return topk_channels(channel_scores(grad), kept)  # which has kernels for GPUs
-
-
-def _scatter(rows: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Zeros as ``like`` with ``rows`` at ``index`` of dimension 0."""
-    return torch.zeros_like(like).index_copy_(0, index, rows)
 
 
 def select_channels(tensor: Tensor, index: Tensor) -> Tensor:
@@ -164,15 +160,15 @@ def _conv2d_some(
         g = Geometry(g.stride, g.padding, g.dilation, index.numel())
         source = select_channels(x, index)
     dx, dw, db = _conv2d_all(
-        select_channels(grad, index), source, weight.index_select(0, index), g, needs
+        select_channels(grad, index), source, select_filters(weight, index), g, needs
     )
     if dx is not None and depthwise:
         dx = torch.zeros_like(x).index_copy_(1, index, dx)
     if dw is not None:
-        dw = _scatter(dw, index, weight)
+        dw = scatter_filters(dw, index, weight)
     if db is not None:
         assert bias is not None
-        db = _scatter(db, index, bias)
+        db = scatter_filters(db, index, bias)
     return dx, dw, db
 
 
@@ -217,9 +213,9 @@ class SparseBackwardLinear(Function):
             if need_x and ctx.weight_only:
                 dx = (flat @ weight).view(x.shape)
             elif need_x:
-                dx = (some @ weight.index_select(0, index)).view(x.shape)
+                dx = (some @ select_filters(weight, index)).view(x.shape)
             if need_w:
-                dw = _scatter(some.t() @ x.reshape(-1, x.shape[-1]), index, weight)
+                dw = scatter_filters(some.t() @ x.reshape(-1, x.shape[-1]), index, weight)
             if need_b:
-                db = _scatter(some.sum(0), index, bias)
+                db = scatter_filters(some.sum(0), index, bias)
         return (*_once((grad, x, weight), (dx, dw, db)), None, None, None)
