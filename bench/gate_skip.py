@@ -103,8 +103,10 @@ def measure_model(memory: str, quick: bool, rounds: int, seconds: float) -> dict
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=FORMATS[memory])
     labels = torch.randint(0, 10, (batch,))
     models: dict[str, nn.Module] = {DENSE: dense}
+    reasons: dict[float, str | None] = {}
     for share in SHARES:
-        models |= contenders_of(dense, share, images)
+        found, reasons[share] = contenders_of(dense, share, images)
+        models |= found
     for name, model in models.items():
         models[name] = model.to(memory_format=FORMATS[memory]).train()  # type: ignore[call-overload]
     for share in SHARES:
@@ -135,6 +137,7 @@ def measure_model(memory: str, quick: bool, rounds: int, seconds: float) -> dict
                     for kind, name in KINDS.items()
                     if name(share) in models
                 },
+                "left_out": {"compacted": reasons[share]} if reasons[share] else {},
                 "skipped_over_gated": samples.ratio(gated(share), skipped(share)).to_dict(),
             }
             for share in SHARES
@@ -142,8 +145,10 @@ def measure_model(memory: str, quick: bool, rounds: int, seconds: float) -> dict
     }
 
 
-def contenders_of(dense: nn.Module, share: float, images: Tensor) -> dict[str, nn.Module]:
-    """Copies of the network with ``share`` of the gates of every layer closed."""
+def contenders_of(
+    dense: nn.Module, share: float, images: Tensor
+) -> tuple[dict[str, nn.Module], str | None]:
+    """Copies of the network with ``share`` of the gates of every layer closed; why the compacted one is left out."""
     found: dict[str, nn.Module] = {}
     for name, skip in ((gated(share), False), (skipped(share), True)):
         model = copy.deepcopy(dense)
@@ -153,18 +158,21 @@ def contenders_of(dense: nn.Module, share: float, images: Tensor) -> dict[str, n
                 close(layer, share)
         found[name] = model
     small = compact(found[gated(share)], images[:2]).model
-    if not crashes(small, images):
+    reason = left_out(small, images)
+    if reason is None:
         found[compacted(share)] = small
-    return found
+    return found, reason
 
 
-def crashes(model: nn.Module, images: Tensor) -> bool:
-    """Whether a step corrupts memory in torch 2.13 on AVX2: strided 1x1 convolutions of 2 to 7 channels_last inputs."""
-    return not images.is_contiguous() and any(
-        m.kernel_size == (1, 1) and m.stride != (1, 1) and 1 < m.in_channels < 8
-        for m in model.modules()
-        if isinstance(m, nn.Conv2d)
-    )
+def left_out(model: nn.Module, images: Tensor) -> str | None:
+    """Why a model is not run: its step corrupts memory in torch 2.13 on AVX2; None where it can be."""
+    for name, m in model.named_modules():
+        if images.is_contiguous() or not isinstance(m, nn.Conv2d):
+            continue
+        if m.kernel_size == (1, 1) and m.stride != (1, 1) and 1 < m.in_channels < 8:
+            what = f"a 1x1 convolution of {m.in_channels} channels, stride {m.stride[0]}"
+            return f"torch 2.13 corrupts memory: {name} is {what}, channels last"
+    return None
 
 
 def step(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -337,7 +345,7 @@ def table_rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def saved(closed: dict[str, Any], kind: str) -> tuple[str, str]:
-    """Speed-up and FLOPs saved; dashes for a model that was not measured, see ``crashes``."""
+    """Speed-up and FLOPs saved; dashes for a model that is ``left_out``."""
     if kind not in closed["speedup"]:
         return "-", "-"
     return report.ratio(closed["speedup"][kind]), f"{closed['flops_saved'][kind]:.0%}"

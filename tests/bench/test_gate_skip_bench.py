@@ -83,5 +83,9 @@ def test_models_that_crash_torch_are_left_out():
         (nn.Conv2d(8, 8, 1, stride=2), False),
         (nn.Conv2d(4, 8, 3, stride=2), False),
     ):
-        assert gate_skip.crashes(nn.Sequential(conv), last) == crashes
-        assert not gate_skip.crashes(nn.Sequential(conv), torch.zeros(2, 3, 4, 4))
+        reason = gate_skip.left_out(nn.Sequential(conv), last)
+        assert (reason is not None) == crashes
+        assert gate_skip.left_out(nn.Sequential(conv), torch.zeros(2, 3, 4, 4)) is None
+    assert "0 is a 1x1 convolution of 4 channels, stride 2" in gate_skip.left_out(
+        nn.Sequential(nn.Conv2d(4, 8, 1, stride=2)), last
+    )
