@@ -176,10 +176,10 @@ def block_problems() -> list[Problem]:
 
 
 def bitmask_problems() -> list[Problem]:
-    """30 % of 64 rows, one token and sixteen."""
+    """30 % of 64 rows, one token and sixteen; and 10 %, one token."""
 
-    def make(tokens: int, dtype: torch.dtype, x: torch.dtype) -> tuple[Any, ...]:
-        mask = torch.rand(64, 2048) < 0.3
+    def make(tokens: int, percent: int, dtype: torch.dtype, x: torch.dtype) -> tuple[Any, ...]:
+        mask = torch.rand(64, 2048) < percent / 100
         packed = stored(
             BitmaskWeight.pack(torch.randn(64, 2048).to(of_values(dtype)), mask=mask), dtype
         )
@@ -197,11 +197,14 @@ def bitmask_problems() -> list[Problem]:
 
     return [
         Problem(
-            f"bitmask_linear {tokens} tokens 64x2048 30 % {NAMES[dtype]}, x {NAMES[x]}", "bitmask_linear",
-            lambda tokens=tokens, dtype=dtype, x=x: make(tokens, dtype, x), 64 * 2048, "weight",
+            f"bitmask_linear {tokens} tokens 64x2048 {percent} % {NAMES[dtype]}, x {NAMES[x]}", "bitmask_linear",
+            lambda tokens=tokens, percent=percent, dtype=dtype, x=x: make(tokens, percent, dtype, x), 64 * 2048,
+            "weight",
         )
-        for tokens in (1, 16)
-        for dtype, x in ((F16, F16), (F32, F32), (INT8, F16))
+        for tokens, percent, dtype, x in (
+            *((tokens, 30, *types) for tokens in (1, 16) for types in ((F16, F16), (F32, F32), (INT8, F16))),
+            (1, 10, F16, F16),
+        )
     ]  # fmt: skip
 
 

@@ -117,6 +117,31 @@ __device__ __forceinline__ uint32_t ld_shared(uint32_t shared) {
   return r;
 }
 
+// A number of kSize bytes, zero-extended, where `wanted` is not 0; else 0, and nothing is read.
+template <int kSize>
+__device__ __forceinline__ uint32_t ld_shared_if(uint32_t shared, uint32_t wanted) {
+  static_assert(kSize == 1 || kSize == 2, "bytes");
+  uint32_t r;
+  if constexpr (kSize == 2)
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.shared.u16 %0, [%1];}"
+                 : "=&r"(r)
+                 : "r"(shared), "r"(wanted)
+                 : "memory");
+  else
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.shared.u8 %0, [%1];}"
+                 : "=&r"(r)
+                 : "r"(shared), "r"(wanted)
+                 : "memory");
+  return r;
+}
+
+__device__ __forceinline__ void st_shared_u16(uint32_t shared, uint32_t x) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared), "r"(x) : "memory");
+}
+__device__ __forceinline__ void st_shared_u8(uint32_t shared, uint32_t x) {
+  asm volatile("st.shared.u8 [%0], %1;" ::"r"(shared), "r"(x) : "memory");
+}
+
 __device__ __forceinline__ void st_shared(uint32_t shared, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(x), "f"(y) : "memory");
 }

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from evoprune_kernels._check import check
 from evoprune_kernels.importance import get_rule
+from evoprune_kernels.optim._counting import Counting
 from evoprune_kernels.optim._layout import local
 from evoprune_kernels.optim._selection import (
     exchange,
@@ -56,7 +57,7 @@ def config_of(group: Group) -> PruneConfig:
     return config
 
 
-class Masking(torch.optim.Optimizer):
+class Masking(Counting, torch.optim.Optimizer):
     """Mixin: everything about masks but their use inside the fused step."""
 
     # choosing -------------------------------------------------------------------------------------------------------
@@ -140,6 +141,7 @@ class Masking(torch.optim.Optimizer):
             >>> w.data
             tensor([[0., 0., 3., 4.]])
         """
+        self._settle()
         for group in self.param_groups:
             if group["prune"] is None:
                 continue
@@ -286,6 +288,7 @@ class Masking(torch.optim.Optimizer):
             >>> optimizer.sparsity_report()
             {'sparsity': 0.5, 'sparsity/weight': 0.5, 'target/group0': 0.5}
         """
+        self._settle()
         report = {"sparsity": 0.0}
         removed = 0
         for _, name, param in self._masked():

@@ -23,6 +23,7 @@ from torch import Tensor
 from evoprune_kernels._check import check
 from evoprune_kernels.importance import Platon, get_rule
 from evoprune_kernels.optim import _saving
+from evoprune_kernels.optim._counting import Answer, ask, on_host
 from evoprune_kernels.optim._layout import local, local_like
 from evoprune_kernels.optim._masking import (
     Group,
@@ -133,6 +134,18 @@ class Pruning(Masking):
         if self.defaults.get("fused"):  # torch forgets it in a deepcopy
             self._step_supports_amp_scaling = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        state: dict[str, Any] = super().__getstate__()
+        return state
+
+    @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, with the masks, averages and counts of pruned groups."""
+        self._settle()
+        state: dict[str, Any] = super().state_dict()
+        return state
+
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load a state dict of this optimizer or of torch's; importance and masks keep their own dtypes.
@@ -140,6 +153,7 @@ class Pruning(Masking):
         Like every hyperparameter, ``prune`` is taken from the state dict where that has one, with a warning if it
         differs; where it has none, or None, the group keeps its own.
         """
+        self._settle()
         with _saving.keeping_dtypes(self):
             super().load_state_dict(dict(state_dict))
 
@@ -147,35 +161,53 @@ class Pruning(Masking):
 
     @torch._disable_dynamo
     def _pruned_step(self, group: Group) -> None:
-        found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item() != 0:
-            return
+        self._settle(group)
         config = config_of(group)
         t = group["prune_step"] + 1
-        counts = float(group["lr"]) != 0.0
-        averages = counts and config.averages(t)
+        answer = self._ask(group, config, t)
+        if answer.skipped:
+            return
+        averages = answer.counts and config.averages(t)
         late: list[Tensor] = []
         buckets = self._buckets(group, config, late)
-        for (_, _, prunable), bucket in buckets.items():
+        for (device, _, prunable), bucket in buckets.items():
             if prunable and averages:
                 bucket.importances = bucket.state("importance")
             if prunable and group["prune_refreshes"] > 0:
                 bucket.masks = bucket.state("mask")
-            self._fused_step(group, bucket, _options(config, bucket, t))
+            options = _options(config, bucket, t)
+            if answer.found_inf is not None:
+                options["found_inf"] = answer.found_inf.to(device)
+            self._fused_step(group, bucket, options)
             windowed = get_rule(config.importance)
             if bucket.importances and isinstance(windowed, Platon) and config.window_ends(t):
                 windowed.finish_window_(
                     bucket.importances, bucket.state("sensitivity"), bucket.state("uncertainty"),
                     config.sensitivity_beta, config.uncertainty_beta,
                 )  # fmt: skip
-        if not counts:
+        if not answer.counts:
             return
-        group["prune_step"] = t
+        self._count(group, answer)
         if config.due(t):
             self._choose_masks(group, config, group["params"])
             group["prune_refreshes"] += 1
         elif late and group["prune_refreshes"] > 0 and config.ramp != "given":
             self._choose_masks(group, config, late)
+
+    def _ask(self, group: Group, config: PruneConfig, t: int) -> Answer:
+        """Whether step ``t`` is made, and counts; what may be learnt later is left to the device."""
+        found_inf, lr = getattr(self, "found_inf", None), group["lr"]
+        far = [x for x in (found_inf, lr) if isinstance(x, Tensor) and not on_host(x)]
+        now = bool(far) and (config.due(t) or config.window_ends(t) or self._has_new(group))
+        return ask(found_inf, lr, now=now, averages=config.averages(t))
+
+    def _has_new(self, group: Group) -> bool:
+        """Whether a parameter is about to be stepped for the first time."""
+        return any(
+            p.grad is not None
+            and ("mask" if is_prunable(p) else "step") not in self.state.get(p, {})
+            for p in group["params"]
+        )
 
     def _buckets(self, group: Group, config: PruneConfig, late: list[Tensor]) -> dict[Any, Bucket]:
         """The parameters with gradients; those that are stepped for the first time are also put into ``late``.

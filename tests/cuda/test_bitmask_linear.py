@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from evoprune_kernels.formats import BitmaskWeight
+from evoprune_kernels.formats.bitmask import unpack_bits
 from evoprune_kernels.ops._linear import activate
 from evoprune_kernels.ops.bitmask_linear.cases import CASES
 from tests.tolerance import assert_accurate
@@ -85,10 +86,53 @@ def one_processor(gpu):
     gpu.attributes[16] = before
 
 
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
 @pytest.mark.parametrize("tokens", [1, 17])
-def test_a_warp_takes_several_rows(gpu, one_processor, tokens):
-    packed = weight(71, 64, F16)
-    x = tokens_of(tokens, 64, F16)
+def test_a_warp_takes_several_rows(gpu, one_processor, tokens, dtype):
+    packed = weight(71, 64, dtype)
+    x = tokens_of(tokens, 64, dtype)
+    assert_right(call(gpu, x, packed), x, packed)
+
+
+@pytest.mark.parametrize(
+    "tokens, x, stored, kept, takes_mma",
+    [(1, F16, F16, 8, True), (1, F16, F16, 7, False), (1, BF16, BF16, 7, False), (1, F16, torch.int8, 1, True),
+     (2, BF16, BF16, 1, True), (16, F32, F32, 64, False), (2, F32, torch.int8, 64, False)],
+)  # fmt: skip
+def test_which_kernel_is_taken(gpu, tokens, x, stored, kept, takes_mma):
+    """The list for float, and for one token where less than an eighth of 16-bit values is kept."""
+    mask = (torch.arange(64) < kept).view(1, 64)
+    dense = torch.randn(1, 64, generator=torch.Generator().manual_seed(0))
+    packed = BitmaskWeight.pack(dense.to(F32 if stored == torch.int8 else stored), mask=mask)
+    packed = packed.quantize() if stored == torch.int8 else packed
+    given = tokens_of(tokens, 64, x)
+    assert_right(call(gpu, given, packed), given, packed)
+    assert ("mma" in gpu.launches[-1].name) == takes_mma
+
+
+@pytest.mark.parametrize("stored, x", [(F16, F16), (torch.int8, F16), (torch.int8, BF16)], ids=str)
+@pytest.mark.parametrize("offset", [0, 5])
+@pytest.mark.parametrize("density", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("tokens", [1, 7, 16])
+def test_chunks_of_1024_columns(gpu, stored, x, offset, density, tokens):
+    """Rows of three chunks whose values begin anywhere: the sector between two chunks is kept."""
+    packed = weight(19, 2056, stored, density)
+    packed = dataclasses.replace(packed, values=shifted(packed.values, offset))
+    given = tokens_of(tokens, 2056, x)
+    y = call(gpu, given, packed, None, "relu")
+    assert_right(y, given, packed, None, "relu")
+    assert torch.equal(y, call(gpu, given, packed, None, "relu"))
+
+
+def test_a_chunk_without_values(gpu):
+    """Rows that keep nothing in one chunk of three, or in all."""
+    mask = torch.rand(5, 3072, generator=torch.Generator().manual_seed(3)) < 0.4
+    for row in range(3):
+        mask[row, 1024 * row : 1024 * (row + 1)] = False
+    mask[3] = False
+    dense = torch.randn(5, 3072, generator=torch.Generator().manual_seed(4)).half()
+    packed = BitmaskWeight.pack(dense, mask=mask)
+    x = tokens_of(2, 3072, F16)
     assert_right(call(gpu, x, packed), x, packed)
 
 
@@ -97,11 +141,14 @@ def shifted(t, offset):
     return torch.cat((t.new_zeros(offset), t.flatten()))[offset:].view(t.shape)
 
 
-@pytest.mark.parametrize("stored", [F32, BF16, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    "stored, dtype", [(F32, F32), (BF16, BF16), (torch.int8, F32), (torch.int8, F16)], ids=str
+)
 @pytest.mark.parametrize("offset", [1, 3])
-def test_tensors_that_are_not_aligned(gpu, stored, offset):
-    packed = weight(9, 90, stored)
-    x = tokens_of(3, 90, F32 if stored == torch.int8 else stored)
+@pytest.mark.parametrize("columns", [90, 256])
+def test_tensors_that_are_not_aligned(gpu, stored, dtype, offset, columns):
+    packed = weight(9, columns, stored)
+    x = tokens_of(3, columns, dtype)
     expected = call(gpu, x, packed)
     moved = dataclasses.replace(
         packed,
@@ -128,6 +175,36 @@ def test_only_kept_entries_take_part(gpu):
         assert torch.equal(y[:, 2], torch.full((tokens,), 3.0))
 
 
+@pytest.mark.parametrize("stored, dtype", [(F16, F16), (BF16, BF16), (torch.int8, BF16)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+@pytest.mark.parametrize("column", [5, 1500])
+def test_only_kept_entries_take_part_in_fragments(gpu, stored, dtype, tokens, column):
+    """Infinity in x reaches the rows that keep its column, and no other; likewise infinite weights."""
+    packed = weight(20, 2048, stored, 0.5)
+    x = tokens_of(tokens, 2048, dtype)
+    x[0, column] = float("inf")
+    if tokens > 1:
+        x[1, column + 1] = float("nan")
+    if stored != torch.int8:
+        packed.values[7] = float("inf")  # in row 0
+    kept = unpack_bits(packed.bits, 2048)
+    pairs = packed.unpack().double() * x.double().unsqueeze(1)  # [tokens, rows, columns]
+    expected = torch.where(kept, pairs, torch.zeros(())).sum(2)
+    y = call(gpu, x, packed)
+    finite = expected.isfinite()
+    assert 0 < finite[0].sum() < 20
+    assert torch.equal(y.isfinite(), finite)
+    assert torch.equal(y[~finite].double().nan_to_num(7.0), expected[~finite].nan_to_num(7.0))
+    clean = x.nan_to_num(0.0, 0.0)
+    assert_accurate(
+        torch.where(finite, y, torch.zeros((), dtype=dtype)),
+        torch.where(finite, expected, torch.zeros((), dtype=torch.double)),
+        torch.where(
+            finite, oracle(clean, packed, None, "none", dtype), torch.zeros((), dtype=dtype)
+        ),
+    )
+
+
 @pytest.mark.parametrize(
     "row_ptr",
     [
@@ -139,18 +216,31 @@ def test_only_kept_entries_take_part(gpu):
     ],
 )
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_a_row_ptr_that_lies_reads_nothing_outside(gpu, row_ptr, tokens):
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_a_row_ptr_that_lies_reads_nothing_outside(gpu, row_ptr, tokens, dtype):
     """The simulator stops a kernel at the first byte outside of a tensor; validate() is what tells the user."""
-    packed = weight(4, 40, F16)
+    packed = weight(4, 40, dtype)
     lying = dataclasses.replace(packed, row_ptr=torch.tensor(row_ptr, dtype=torch.int32))
-    assert call(gpu, tokens_of(tokens, 40, F16), lying).shape == (tokens, 4)
+    assert call(gpu, tokens_of(tokens, 40, dtype), lying).shape == (tokens, 4)
     with pytest.raises(ValueError, match="row"):
         lying.validate()
 
 
-def test_spare_bits_are_ignored(gpu):
-    packed = weight(4, 37, F32)
-    x = tokens_of(2, 37, F32)
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_fewer_values_than_bits(gpu, dtype):
+    """A row ends where its values end: the first bits count."""
+    packed = weight(1, 200, dtype, 0.5)
+    fewer = dataclasses.replace(packed, row_ptr=torch.tensor([0, 31], dtype=torch.int32))
+    x = tokens_of(3, 200, dtype)
+    mask = unpack_bits(packed.bits, 200)
+    mask &= mask.int().cumsum(1) <= 31
+    assert_right(call(gpu, x, fewer), x, BitmaskWeight.pack(packed.unpack(), mask=mask))
+
+
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_spare_bits_are_ignored(gpu, dtype):
+    packed = weight(4, 37, dtype)
+    x = tokens_of(2, 37, dtype)
     bits = packed.bits.clone()
     bits[:, -1] |= 0b1110_0000
     y = call(gpu, x, dataclasses.replace(packed, bits=bits))
@@ -202,10 +292,12 @@ def test_the_weight_is_read_once(gpu, stored, density):
     dtype = F16 if stored == torch.int8 else stored
     x = tokens_of(1, 2048, dtype)
     assert_right(call(gpu, x, packed), x, packed)
+    mma = "mma" in gpu.launches[-1].name
     ends = (packed.row_ptr * packed.values.element_size()).tolist()
     values = sum((end - 1) // 32 - begin // 32 + 1 for begin, end in pairwise(ends))
-    row_ptr, scale = 2 * 8, 0 if packed.scale is None else 8
-    others = (packed.bits.nbytes + x.nbytes) // 32 + row_ptr + scale
+    of_rows = 5 if mma else 2 * 8  # four rows a warp are asked for together, or one
+    of_scale = 0 if packed.scale is None else 4 if mma else 8
+    others = (packed.bits.nbytes + x.nbytes) // 32 + of_rows + of_scale
     stats = gpu.stats
     one_by_one = (
         16 // packed.values.element_size()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from evoprune_kernels.formats import BlockWeight
-from evoprune_kernels.formats.block import rows_of
 from evoprune_kernels.ops._linear import (
     check_linear,
     grad_of_bias,
@@ -18,7 +16,8 @@ from evoprune_kernels.ops._linear import (
     scaled,
 )
 from evoprune_kernels.ops._op import define
-from evoprune_kernels.ops.block_linear.backward import DW, DX, transpose_index
+from evoprune_kernels.ops.block_linear import index
+from evoprune_kernels.ops.block_linear.backward import DW, DX
 from evoprune_kernels.ops.block_linear.reference import block_linear_reference, dense_weight
 
 
@@ -77,10 +76,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             weight = dense_weight(*packed, shape, (bn, bk), layout)
             grad_x = grad @ scaled(weight, scale, grad.dtype)
         else:
-            index = transpose_index(row_ptr, col_idx, -(-in_features // bk))
-            grad_x = DX(grad, values, *index, *ctx.numbers[:4])
+            columns = -(-in_features // bk)
+            transposed = index.transposed(row_ptr, col_idx, columns)
+            grad_x = DX(grad, values, *transposed, *ctx.numbers[:4])
     if ctx.needs_input_grad[1]:
-        rows = rows_of(row_ptr, col_idx.shape[0]).to(torch.int32)
+        rows = index.block_rows(row_ptr, col_idx)
         grad_values = DW(grad, x, rows, col_idx, bn, bk).to(values.dtype)
     if bias is not None and ctx.needs_input_grad[4]:
         grad_bias = grad_of_bias(grad, bias)
