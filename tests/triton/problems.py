@@ -139,6 +139,32 @@ def gate_problem(*shape: int, dtype: torch.dtype, last: bool, backward: bool) ->
     return Problem(name, op, make, math.prod(shape))
 
 
+def move_problems(*shape: int, dtype: torch.dtype, last: bool) -> list[Problem]:
+    """Half of the channels out of an activation and back, in ascending order."""
+    channels, order = shape[1], torch.channels_last if last else torch.contiguous_format
+
+    def moved(channels: int) -> Tensor:
+        x = torch.randn(shape[0], channels, *shape[2:]).to(dtype)
+        return x.contiguous(memory_format=order)
+
+    def index() -> Tensor:
+        return torch.randperm(channels)[: channels // 2].sort().values
+
+    name = "x".join(map(str, shape)) + f" {NAMES[dtype]}" + " channels_last" * last
+    size = math.prod(shape)
+
+    def gather() -> tuple[Any, ...]:
+        return moved(channels), index()
+
+    def scatter() -> tuple[Any, ...]:
+        return moved(channels // 2), index(), channels
+
+    return [
+        Problem(f"gather_channels {name}", "gather_channels", gather, size // 2),
+        Problem(f"scatter_channels {name}", "scatter_channels", scatter, size),
+    ]
+
+
 def step_problems() -> list[Problem]:
     """The optimizer steps, which write their weights: compiled only."""
     ops = ("adamw_step_", 2, ADAMW), ("sgd_step_", 1, SGD)
@@ -167,5 +193,8 @@ PROBLEMS = [
         for backward in (False, True)
     ],
     gate_problem(4, 20, 7, 7, dtype=F32, last=False, backward=True),
+    *move_problems(4, 64, 8, 8, dtype=F16, last=False),
+    *move_problems(4, 64, 8, 8, dtype=F16, last=True),
+    *move_problems(4, 20, 7, 7, dtype=F32, last=False),
     *step_problems(),
 ]
