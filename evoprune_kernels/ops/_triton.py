@@ -55,6 +55,7 @@ WRITTEN = {
     "select_topk_global": "select_topk_global",
     "sgd_step_": "sgd_step",
     "sgd_step_.tensor_lr": "sgd_step",
+    "topk_abs_channels": "topk_channels",
     "topk_channels": "topk_channels",
 }
 

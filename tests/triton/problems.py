@@ -139,6 +139,16 @@ def gate_problem(*shape: int, dtype: torch.dtype, last: bool, backward: bool) ->
     return Problem(name, op, make, math.prod(shape))
 
 
+def topk_abs_problem(*shape: int, dtype: torch.dtype, last: bool) -> Problem:
+    order = torch.channels_last if last else torch.contiguous_format
+
+    def make() -> tuple[Any, ...]:
+        return torch.randn(shape).to(dtype).contiguous(memory_format=order), shape[1] // 2
+
+    name = f"topk_abs_channels {'x'.join(map(str, shape))} {NAMES[dtype]}"
+    return Problem(name + " channels_last" * last, "topk_abs_channels", make, math.prod(shape))
+
+
 def move_problems(*shape: int, dtype: torch.dtype, last: bool) -> list[Problem]:
     """Half of the channels out of an activation and back, in ascending order."""
     channels, order = shape[1], torch.channels_last if last else torch.contiguous_format
@@ -196,5 +206,8 @@ PROBLEMS = [
     *move_problems(4, 64, 8, 8, dtype=F16, last=False),
     *move_problems(4, 64, 8, 8, dtype=F16, last=True),
     *move_problems(4, 20, 7, 7, dtype=F32, last=False),
+    topk_abs_problem(4, 64, 8, 8, dtype=F16, last=False),
+    topk_abs_problem(4, 64, 8, 8, dtype=F16, last=True),
+    topk_abs_problem(4, 20, 7, 7, dtype=F32, last=False),
     *step_problems(),
 ]

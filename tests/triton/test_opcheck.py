@@ -38,6 +38,7 @@ def cases():
         "select_topk": (scores, 0.5),
         "select_topk_global": ([scores, torch.randn(3)], 0.5),
         "topk_channels": (scores, 3),
+        "topk_abs_channels": (torch.randn(2, 3, 2, 2), 2),
     }  # fmt: skip
 
 
