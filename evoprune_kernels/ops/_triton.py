@@ -44,6 +44,8 @@ WRITTEN = {
     "block_linear_dx": "block_linear",
     "channel_gate": "channel_gate",
     "channel_gate_backward": "channel_gate",
+    "gate_norm": "gate_norm",
+    "gate_norm_backward": "gate_norm",
     "gather_channels": "gather_channels",
     "nm_linear": "nm_linear",
     "nm_pack": "nm_pack",

@@ -139,6 +139,26 @@ def gate_problem(*shape: int, dtype: torch.dtype, last: bool, backward: bool) ->
     return Problem(name, op, make, math.prod(shape))
 
 
+def norm_problems(*shape: int, dtype: torch.dtype, last: bool) -> list[Problem]:
+    """In training: with statistics of the batch, ReLU and gradients of the gates."""
+    order = torch.channels_last if last else torch.contiguous_format
+
+    def forward() -> tuple[Any, ...]:
+        x = torch.randn(shape).to(dtype).contiguous(memory_format=order)
+        return x, torch.rand(shape[1]) + 0.5, *torch.randn(2, shape[1]), None, None, 1e-5, True
+
+    def backward() -> tuple[Any, ...]:
+        x, gates, weight, bias, *_ = forward()
+        statistics = torch.zeros(shape[1]), torch.ones(shape[1])
+        return forward()[0], x, gates, weight, bias, *statistics, True, 1e-5, True, True
+
+    name = "x".join(map(str, shape)) + f" {NAMES[dtype]}" + " channels_last" * last
+    return [
+        Problem(f"gate_norm {name}", "gate_norm", forward, math.prod(shape)),
+        Problem(f"gate_norm_backward {name}", "gate_norm_backward", backward, math.prod(shape)),
+    ]
+
+
 def topk_abs_problem(*shape: int, dtype: torch.dtype, last: bool) -> Problem:
     order = torch.channels_last if last else torch.contiguous_format
 
@@ -209,5 +229,8 @@ PROBLEMS = [
     topk_abs_problem(4, 64, 8, 8, dtype=F16, last=False),
     topk_abs_problem(4, 64, 8, 8, dtype=F16, last=True),
     topk_abs_problem(4, 20, 7, 7, dtype=F32, last=False),
+    *norm_problems(4, 64, 8, 8, dtype=F16, last=False),
+    *norm_problems(4, 64, 8, 8, dtype=F16, last=True),
+    *norm_problems(4, 20, 7, 7, dtype=F32, last=False),
     *step_problems(),
 ]

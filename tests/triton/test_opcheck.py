@@ -14,6 +14,7 @@ COL_IDX = torch.tensor([0, 1], dtype=torch.int32)
 
 ADJOINTS = {
     "channel_gate": ["evoprune::channel_gate_backward"],
+    "gate_norm": ["evoprune::gate_norm_backward"],
     "gather_channels": ["evoprune::scatter_channels"],
     "scatter_channels": ["evoprune::gather_channels"],
 }
@@ -32,6 +33,7 @@ def cases():
         "block_linear_dw": (torch.randn(3, 32), x.detach(), COL_IDX, block[2], 16, 16),
         "channel_gate": (torch.randn(2, 2, 3, 3, requires_grad=True), gates.clone().requires_grad_()),
         "channel_gate_backward": (torch.randn(2, 2, 3, 3), torch.randn(2, 2, 3, 3), gates),
+        "gate_norm": (torch.randn(2, 2, 3, 3), gates, torch.randn(2, requires_grad=True), None, None, None, 0.5, False),
         "gather_channels": (torch.randn(2, 3, 2, 2, requires_grad=True), torch.tensor([2, 0])),
         "scatter_channels": (torch.randn(2, 2, requires_grad=True), torch.tensor([2, 0]), 3),
         "select_block": (scores, 2, 2, 0.5),
