@@ -4,12 +4,14 @@
 #   make test       formatters, linters, types and the whole test suite; what CI runs
 #   make sanitize   the C++ code under AddressSanitizer and UBSan, in a build of its own
 #   make emulate    the AVX-512 level executed through SIMDe on a CPU without it (needs its headers)
+#   make triton     the Triton tests with another Triton, put before the installed one: TRITON=triton==3.6.0
 #
 #   TORCH=torch==2.13.0   the torch to install        PYTHON=python3.12   the Python to use
 #   VENV=.venv            where to                    ARGS="tests/ops -k nm"   what pytest runs
 #   WORKERS=auto          test processes, a core each, 4 at most; 0: all tests in one process
 
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
             $(shell $(p) -c 'import sys; assert sys.version_info >= (3, 11); print("$(p)")' 2>/dev/null)))
@@ -25,11 +27,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 BUILD_EXT = EVOPRUNE_BUILD_DIR=$(abspath build/ninja)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sanitize emulate clean
+.PHONY: help demo test lint sanitize emulate triton clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '3,10s/^# \{0,1\}//p' Makefile
+	@sed -n '3,11s/^# \{0,1\}//p' Makefile
 
 demo: $(STAMPS)/built
 	$(BIN)/python -m bench.demo
@@ -93,6 +95,15 @@ emulate: $(STAMPS)/installed
 	EVOPRUNE_EMULATE=avx512 EVOPRUNE_BUILD=cpu $(call build_variant,emulate)
 	$(call with_variant,emulate) EVOPRUNE_EXPECT=emulated \
 	$(BIN)/python -m pytest $(or $(ARGS),tests/test_native.py tests/ops tests/formats tests/optim -m "not slow")
+
+# ---- another Triton: a folder that stands first on the path of the same environment (some 700 MB) ----
+OTHER_TRITON := $(abspath build/triton)
+
+triton: $(STAMPS)/built
+	@echo "$(TRITON)" | cmp -s - $(OTHER_TRITON)/asked || { rm -rf $(OTHER_TRITON); \
+	  $(PIP) --no-deps --target $(OTHER_TRITON) "$(TRITON)" && echo "$(TRITON)" > $(OTHER_TRITON)/asked; }
+	PYTHONPATH=$(OTHER_TRITON) $(BIN)/python -c 'import torch, triton; print(f"triton {triton.__version__}, torch {torch.__version__}")'
+	PYTHONPATH=$(OTHER_TRITON) EVOPRUNE_EXPECT=$(OTHER_TRITON) $(BIN)/python -m pytest -rsfE $(or $(ARGS),tests/triton)
 
 clean:
 	rm -rf build $(VENV) *.egg-info evoprune_kernels/*.so .pytest_cache .mypy_cache .ruff_cache

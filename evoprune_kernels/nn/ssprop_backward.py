@@ -21,8 +21,7 @@ from torch.nn import functional as F
 
 from evoprune_kernels.nn.filter_rows import scatter_filters, select_filters
 from evoprune_kernels.ops.gather_channels import OP as gather_channels
-from evoprune_kernels.ops.topk_channels import topk_abs_channels, topk_channels
-from evoprune_kernels.ops.topk_channels.reference import channel_scores
+from evoprune_kernels.ops.topk_channels import topk_abs_channels
 
 _NO_SECOND_DERIVATIVE = (
     "the channel-sparse backward of ssProp cannot be differentiated again: for second derivatives set kept=1 or call "
@@ -41,11 +40,7 @@ class Geometry:
 
 
 def _choose(grad: Tensor, kept: int, chosen: Tensor | None) -> Tensor:
-    if chosen is not None:
-        return chosen
-    if grad.device.type == "cpu":
-        return topk_abs_channels(grad, kept)
-    return topk_channels(channel_scores(grad), kept)  # which has kernels for GPUs
+    return topk_abs_channels(grad, kept) if chosen is None else chosen
 
 
 def select_channels(tensor: Tensor, index: Tensor) -> Tensor:

@@ -17,6 +17,12 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def empty_channels(x: Tensor, channels: int) -> Tensor:
+    """An empty tensor as ``x``, in its memory format, with another number of channels."""
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
 def spread(gates: Tensor, x: Tensor) -> Tensor:
     """``gates`` [C] or [B, C] as a view that multiplies ``x`` [B, C, ...]."""
     return gates.reshape(*gates.shape, *[1] * (x.dim() - 2))

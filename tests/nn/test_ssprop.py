@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from evoprune_kernels.nn import SSPropConv2d, SSPropLinear
-from evoprune_kernels.nn.ssprop_backward import channel_scores, select_channels
+from evoprune_kernels.nn.ssprop_backward import select_channels
+from evoprune_kernels.ops.topk_channels.reference import channel_scores
 from tests.tolerance import FLOOR, assert_accurate
 
 #: name -> (options of the layer, shape of the input)

@@ -139,6 +139,62 @@ def gate_problem(*shape: int, dtype: torch.dtype, last: bool, backward: bool) ->
     return Problem(name, op, make, math.prod(shape))
 
 
+def norm_problems(*shape: int, dtype: torch.dtype, last: bool) -> list[Problem]:
+    """In training: with statistics of the batch, ReLU and gradients of the gates."""
+    order = torch.channels_last if last else torch.contiguous_format
+
+    def forward() -> tuple[Any, ...]:
+        x = torch.randn(shape).to(dtype).contiguous(memory_format=order)
+        return x, torch.rand(shape[1]) + 0.5, *torch.randn(2, shape[1]), None, None, 1e-5, True
+
+    def backward() -> tuple[Any, ...]:
+        x, gates, weight, bias, *_ = forward()
+        statistics = torch.zeros(shape[1]), torch.ones(shape[1])
+        return forward()[0], x, gates, weight, bias, *statistics, True, 1e-5, True, True
+
+    name = "x".join(map(str, shape)) + f" {NAMES[dtype]}" + " channels_last" * last
+    return [
+        Problem(f"gate_norm {name}", "gate_norm", forward, math.prod(shape)),
+        Problem(f"gate_norm_backward {name}", "gate_norm_backward", backward, math.prod(shape)),
+    ]
+
+
+def topk_abs_problem(*shape: int, dtype: torch.dtype, last: bool) -> Problem:
+    order = torch.channels_last if last else torch.contiguous_format
+
+    def make() -> tuple[Any, ...]:
+        return torch.randn(shape).to(dtype).contiguous(memory_format=order), shape[1] // 2
+
+    name = f"topk_abs_channels {'x'.join(map(str, shape))} {NAMES[dtype]}"
+    return Problem(name + " channels_last" * last, "topk_abs_channels", make, math.prod(shape))
+
+
+def move_problems(*shape: int, dtype: torch.dtype, last: bool) -> list[Problem]:
+    """Half of the channels out of an activation and back, in ascending order."""
+    channels, order = shape[1], torch.channels_last if last else torch.contiguous_format
+
+    def moved(channels: int) -> Tensor:
+        x = torch.randn(shape[0], channels, *shape[2:]).to(dtype)
+        return x.contiguous(memory_format=order)
+
+    def index() -> Tensor:
+        return torch.randperm(channels)[: channels // 2].sort().values
+
+    name = "x".join(map(str, shape)) + f" {NAMES[dtype]}" + " channels_last" * last
+    size = math.prod(shape)
+
+    def gather() -> tuple[Any, ...]:
+        return moved(channels), index()
+
+    def scatter() -> tuple[Any, ...]:
+        return moved(channels // 2), index(), channels
+
+    return [
+        Problem(f"gather_channels {name}", "gather_channels", gather, size // 2),
+        Problem(f"scatter_channels {name}", "scatter_channels", scatter, size),
+    ]
+
+
 def step_problems() -> list[Problem]:
     """The optimizer steps, which write their weights: compiled only."""
     ops = ("adamw_step_", 2, ADAMW), ("sgd_step_", 1, SGD)
@@ -167,5 +223,14 @@ PROBLEMS = [
         for backward in (False, True)
     ],
     gate_problem(4, 20, 7, 7, dtype=F32, last=False, backward=True),
+    *move_problems(4, 64, 8, 8, dtype=F16, last=False),
+    *move_problems(4, 64, 8, 8, dtype=F16, last=True),
+    *move_problems(4, 20, 7, 7, dtype=F32, last=False),
+    topk_abs_problem(4, 64, 8, 8, dtype=F16, last=False),
+    topk_abs_problem(4, 64, 8, 8, dtype=F16, last=True),
+    topk_abs_problem(4, 20, 7, 7, dtype=F32, last=False),
+    *norm_problems(4, 64, 8, 8, dtype=F16, last=False),
+    *norm_problems(4, 64, 8, 8, dtype=F16, last=True),
+    *norm_problems(4, 20, 7, 7, dtype=F32, last=False),
     *step_problems(),
 ]

@@ -12,6 +12,14 @@ ROW_PTR = torch.tensor([0, 1, 2], dtype=torch.int32)
 COL_IDX = torch.tensor([0, 1], dtype=torch.int32)
 
 
+ADJOINTS = {
+    "channel_gate": ["evoprune::channel_gate_backward"],
+    "gate_norm": ["evoprune::gate_norm_backward"],
+    "gather_channels": ["evoprune::scatter_channels"],
+    "scatter_channels": ["evoprune::gather_channels"],
+}
+
+
 def cases():
     """op -> arguments, small: opcheck runs each a dozen times."""
     torch.manual_seed(0)
@@ -25,17 +33,21 @@ def cases():
         "block_linear_dw": (torch.randn(3, 32), x.detach(), COL_IDX, block[2], 16, 16),
         "channel_gate": (torch.randn(2, 2, 3, 3, requires_grad=True), gates.clone().requires_grad_()),
         "channel_gate_backward": (torch.randn(2, 2, 3, 3), torch.randn(2, 2, 3, 3), gates),
+        "gate_norm": (torch.randn(2, 2, 3, 3), gates, torch.randn(2, requires_grad=True), None, None, None, 0.5, False),
+        "gather_channels": (torch.randn(2, 3, 2, 2, requires_grad=True), torch.tensor([2, 0])),
+        "scatter_channels": (torch.randn(2, 2, requires_grad=True), torch.tensor([2, 0]), 3),
         "select_block": (scores, 2, 2, 0.5),
         "select_topk": (scores, 0.5),
         "select_topk_global": ([scores, torch.randn(3)], 0.5),
         "topk_channels": (scores, 3),
+        "topk_abs_channels": (torch.randn(2, 3, 2, 2), 2),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", cases())
 def test_opcheck(simulated, name):
     backward = [f"evoprune::{other}" for other in cases() if other.startswith(f"{name}_d")]
-    backward += ["evoprune::channel_gate_backward"] * (name == "channel_gate")
+    backward += ADJOINTS.get(name, [])
     with on_cpu(simulated, f"evoprune_triton::{name}", *backward) as launched:
         torch.library.opcheck(OPS[name].triton[0], cases()[name])
     assert launched

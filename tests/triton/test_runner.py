@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -30,6 +33,13 @@ def launch(x, masked=True, reads=False):
         x, y, x.numel(), 0.5, MASKED=masked, READS=reads, BLOCK=128, enable_fp_fusion=True
     )
     return y
+
+
+def test_the_triton_that_was_asked_for_runs():
+    expected = os.environ.get("EVOPRUNE_EXPECT")  # set by `make triton`
+    if expected is None:
+        pytest.skip("EVOPRUNE_EXPECT is not set: an ordinary run")
+    assert Path(triton.__file__).is_relative_to(expected)
 
 
 @pytest.mark.parametrize("size", [1, 100, 256, 300])

@@ -66,8 +66,11 @@ def block_product_kernel(
             stored = (row < outputs)[:, None] & (k < inputs)[None, :]
             w = tl.load(block_ptr + row[:, None] * inputs + k[None, :], mask=stored, other=0.0)
             acc = tl.dot(x, tl.trans(w.to(x.dtype)), acc, input_precision="ieee")
-    # a lane beyond the block must not store what is the next block row's
-    output = tl.where(row < outputs, block_row * outputs + row, N)
+    output = block_row * outputs + row
+    # A lane beyond the block must not store what is the next block row's. Where there is none, Triton 3.6 stores
+    # consecutive outputs together only without the select; fp32 keeps it, for it then takes fewer registers.
+    if outputs % BLOCK_N != 0 or x_ptr.dtype.element_ty.is_fp32():
+        output = tl.where(row < outputs, output, N)
     store_outputs(
         y_ptr, bias_ptr, scale_ptr, acc, token, output, M, N, HAS_BIAS, HAS_SCALE, ACTIVATION
     )

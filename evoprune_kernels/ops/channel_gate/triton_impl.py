@@ -31,8 +31,10 @@ from evoprune_kernels.ops.triton_impl import DTYPES
 TILE = 1024
 #: elements of a plane that one program sums, and rows of a channel
 PART, PART_ROWS = 4096, 256
-#: places in a sample and in a channel are int32
+#: planes, and places in a sample and in a channel, are int32
 MAX_INDEX = 2**30
+#: places of a plane that is summed in parts: these are an axis of the grid
+MAX_PLACES = 65535 * PART
 #: channels of a tile of rows, most; parts that are added at a time
 COLUMNS, PARTS = 64, 32
 
@@ -130,7 +132,7 @@ def channel_gate_sums_kernel(
 
 
 # ---- launches ----
-def _in_rows(x: Tensor) -> bool:
+def is_in_rows(x: Tensor) -> bool:
     """Whether the channels of x follow each other in memory, once x is stored in its ``memory_format``."""
     return math.prod(x.shape[2:]) == 1 or memory_format(x) == torch.channels_last
 
@@ -141,8 +143,9 @@ def channel_gate_unfit(x: Tensor, gates: Tensor) -> str | None:
         return f"takes gates [C] or [B, C] of x, got {tuple(gates.shape)} and {tuple(x.shape)}"
     if x.dtype not in DTYPES or gates.dtype not in (torch.float32, x.dtype):
         return f"takes x of float32, float16 or bfloat16 and gates so or float32, got {x.dtype} and {gates.dtype}"
-    if max(math.prod(x.shape[1:]), x.shape[0] * math.prod(x.shape[2:])) >= MAX_INDEX:
-        return f"takes samples and channels of less than {MAX_INDEX} elements, got {tuple(x.shape)}"
+    inner = math.prod(x.shape[2:])
+    if max(x.shape[1] * inner, x.shape[0] * inner, x.shape[0] * x.shape[1]) >= MAX_INDEX:
+        return f"takes less than {MAX_INDEX} planes, elements of a sample and of a channel, got {tuple(x.shape)}"
     return None
 
 
@@ -156,7 +159,7 @@ def channel_gate_triton(x: Tensor, gates: Tensor) -> Tensor:
     inner = math.prod(x.shape[2:])
     channel_gate_kernel[(triton.cdiv(y.numel(), TILE),)](
         x, gates, y, y.numel(), x.shape[1], inner,
-        LAST=_in_rows(x), PER_SAMPLE=gates.dim() == 2, TILE=TILE, enable_fp_fusion=True,
+        LAST=is_in_rows(x), PER_SAMPLE=gates.dim() == 2, TILE=TILE, enable_fp_fusion=True,
     )  # fmt: skip
     return y
 
@@ -165,13 +168,15 @@ def channel_gate_backward_unfit(grad: Tensor, x: Tensor, gates: Tensor) -> str |
     """Why the kernels cannot run, or None."""
     if grad.shape != x.shape or grad.dtype != x.dtype:
         return f"takes grad like x, got {tuple(grad.shape)} {grad.dtype} and {tuple(x.shape)} {x.dtype}"
+    if math.prod(x.shape[2:]) > MAX_PLACES:
+        return f"takes up to {MAX_PLACES} places of a channel, got {tuple(x.shape)}"
     return channel_gate_unfit(x, gates)
 
 
 def channel_gate_backward_triton(grad: Tensor, x: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
     """As ``channel_gate_backward_reference``."""
     order, per_sample = memory_format(x), gates.dim() == 2
-    in_rows = _in_rows(x)
+    in_rows = is_in_rows(x)
     x, grad = x.contiguous(memory_format=order), grad.contiguous(memory_format=order)
     gates, dx = gates.contiguous(), torch.empty_like(x, memory_format=order)
     dgates = torch.empty_like(gates)

@@ -166,7 +166,7 @@ def gate_norm(
         and bias; sums in a fixed order, so that two runs give the same bits. A closed channel (gate 0 or -0.0) counts
         as 0 whatever x holds: y is constant there and dx is +0.0; its gate has the gradient of the product. ReLU
         passes a gradient where its input is above 0, before the rounding to a narrow dtype. A second derivative
-        is right, and as slow as plain torch. No CUDA or Triton kernel: there plain torch runs.
+        is right, and as slow as plain torch. On a GPU the Triton kernels run, for float64 plain torch.
 
     Source:
         Ioffe and Szegedy, "Batch Normalization", ICML 2015.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evoprune_kernels._check import check, check_dtype
-from evoprune_kernels.ops._channels import check_channels, memory_format
+from evoprune_kernels.ops._channels import check_channels, empty_channels
 from evoprune_kernels.ops._op import define
 from evoprune_kernels.ops.gather_channels.reference import (
     gather_channels_reference,
@@ -16,18 +16,12 @@ from evoprune_kernels.ops.gather_channels.reference import (
 )
 
 
-def _with_channels(x: Tensor, channels: int) -> Tensor:
-    """An empty tensor as ``x`` with another number of channels."""
-    shape = (x.shape[0], channels, *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-
-
 def _fake_gather(x: Tensor, index: Tensor) -> Tensor:
-    return _with_channels(x, index.shape[0])
+    return empty_channels(x, index.shape[0])
 
 
 def _fake_scatter(x: Tensor, index: Tensor, channels: int) -> Tensor:
-    return _with_channels(x, channels)
+    return empty_channels(x, channels)
 
 
 def _setup_gather(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -86,8 +80,9 @@ def gather_channels(x: Tensor, index: Tensor, *, impl: str | None = None) -> Ten
 
     Notes:
         Exact. The gradient is ``scatter_channels``, and so on: differentiable as often as wanted. The values of the
-        index are read on the host, which waits for a GPU, and are not checked while compiling. On the CPU it is faster
-        than torch's ``index_select`` for channels_last and slower for contiguous x, by what a call costs
+        index are read on the host, which waits for a GPU, and are not checked while compiling: an index outside then
+        raises on the CPU and gives zeros in the Triton kernels, which read nothing outside of x. On the CPU it is
+        faster than torch's ``index_select`` for channels_last and slower for contiguous x, by what a call costs
         (``python -m bench gates``).
 
     Example:
@@ -120,9 +115,10 @@ def scatter_channels(x: Tensor, index: Tensor, channels: int, *, impl: str | Non
         ValueError, TypeError: as ``gather_channels``, and if index has not K entries.
 
     Notes:
-        Exact without repeats; with them channels are added in the order of k on the CPU. The gradient is
-        ``gather_channels``. On the CPU it is faster than torch's ``index_add_`` into zeros for channels_last, and not
-        for contiguous x (``python -m bench gates``).
+        Exact without repeats; with them channels are added in the order of k, in the dtype of x, on the CPU and in the
+        Triton kernels, so that two runs give the same bits. The gradient is ``gather_channels``. On the CPU it is
+        faster than torch's ``index_add_`` into zeros for channels_last, and not for contiguous x
+        (``python -m bench gates``).
 
     Example:
         >>> import torch
