@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evoprune_kernels.ops._channels import memory_format
+
 
 def select_filters(weight: Tensor, index: Tensor) -> Tensor:
     """``weight[index]`` [K, ...] of a weight [N, ...], in its memory order; differentiable.
@@ -19,7 +21,7 @@ def select_filters(weight: Tensor, index: Tensor) -> Tensor:
         >>> select_filters(weight, torch.tensor([0, 3])).stride()
         (18, 1, 6, 2)
     """
-    if not _is_channels_last(weight):
+    if memory_format(weight) != torch.channels_last:
         return weight.index_select(0, index)
     return weight.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
@@ -33,15 +35,7 @@ def scatter_filters(rows: Tensor, index: Tensor, like: Tensor) -> Tensor:
                 [1., 1.]])
     """
     zeros = torch.zeros_like(like)
-    if _is_channels_last(like):
+    if memory_format(like) == torch.channels_last:
         zeros.permute(0, 2, 3, 1).index_copy_(0, index, rows.permute(0, 2, 3, 1))
         return zeros
     return zeros.index_copy_(0, index, rows)
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    return (
-        weight.dim() == 4
-        and not weight.is_contiguous()
-        and weight.is_contiguous(memory_format=torch.channels_last)
-    )
