@@ -176,7 +176,7 @@ def block_problems() -> list[Problem]:
 
 
 def bitmask_problems() -> list[Problem]:
-    """30 % of 64 rows, one token and sixteen; and 10 %, one token."""
+    """30 % of 64 rows, one token, eight (of 16 bits) and sixteen; and 10 %, one token."""
 
     def make(tokens: int, percent: int, dtype: torch.dtype, x: torch.dtype) -> tuple[Any, ...]:
         mask = torch.rand(64, 2048) < percent / 100
@@ -203,6 +203,7 @@ def bitmask_problems() -> list[Problem]:
         )
         for tokens, percent, dtype, x in (
             *((tokens, 30, *types) for tokens in (1, 16) for types in ((F16, F16), (F32, F32), (INT8, F16))),
+            *((8, 30, *types) for types in ((F16, F16), (INT8, F16))),
             (1, 10, F16, F16),
         )
     ]  # fmt: skip

@@ -16,16 +16,11 @@ struct BitmaskLinearArgs {
   Epilogue epilogue;
 };
 
-void bitmask_linear(const BitmaskLinearArgs& args, const DeviceLimits& limits, cudaStream_t stream);
+void bitmask_linear(const BitmaskLinearArgs& args, cudaStream_t stream);
 
-// The kernel for x of 16 bits; it is in bitmask_linear_mma.cu. Its work does not depend on the mask: for
-// one token the list of bitmask_linear.cu is cheaper where less than one in kMmaKept is kept, but not
-// for int8, of which the list has more to convert.
-constexpr int kMmaKept = 8;
+// Its kernel for several tokens of 16 bits, in bitmask_linear_mma.cu.
 inline bool bitmask_takes_mma(const BitmaskLinearArgs& args) {
-  if (args.dtype == DType::f32) return false;
-  return args.tokens > 1 || args.stored == DType::i8 ||
-         args.count >= args.rows * args.columns / kMmaKept;
+  return args.dtype != DType::f32 && args.tokens > 1;
 }
 void bitmask_linear_mma(const BitmaskLinearArgs& args, cudaStream_t stream);
 

@@ -79,7 +79,7 @@ __device__ __forceinline__ void store_tile(const char* tiles, const Destination<
     T* y = to.corner + row * to.pitch + column;
     if (whole) {
       const uint32_t* words = reinterpret_cast<const uint32_t*>(&out);
-      ptx::st_global(y, make_uint4(words[0], words[1], words[2], words[3]));
+      ptx::store_global16(y, make_uint4(words[0], words[1], words[2], words[3]));
     } else {
 #pragma unroll
       for (int c = 0; c < kWide; ++c)

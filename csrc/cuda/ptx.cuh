@@ -41,13 +41,6 @@ __device__ __forceinline__ uint4 load_once(const void* p) {
   return v;
 }
 // 16 bytes by one store, where the compiler would split a struct of smaller numbers.
-__device__ __forceinline__ void st_global(void* p, uint4 v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w)
-               : "memory");
-}
-
-// 16 aligned bytes.
 __device__ __forceinline__ void store_global16(void* p, uint4 v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w)
@@ -66,10 +59,6 @@ template <int kOffset = 0>
 __device__ __forceinline__ void cp_async16(uint32_t shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0 + %3], [%1], 16, %2;" ::"r"(shared), "l"(global),
                "r"(bytes), "n"(kOffset)
-               : "memory");
-}
-__device__ __forceinline__ void cp_async4(uint32_t shared, const void* global, int bytes = 4) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes)
                : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() {
@@ -117,34 +106,91 @@ __device__ __forceinline__ uint32_t ld_shared(uint32_t shared) {
   return r;
 }
 
-// A number of kSize bytes, zero-extended, where `wanted` is not 0; else 0, and nothing is read.
-template <int kSize>
-__device__ __forceinline__ uint32_t ld_shared_if(uint32_t shared, uint32_t wanted) {
-  static_assert(kSize == 1 || kSize == 2, "bytes");
-  uint32_t r;
-  if constexpr (kSize == 2)
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.shared.u16 %0, [%1];}"
-                 : "=&r"(r)
-                 : "r"(shared), "r"(wanted)
-                 : "memory");
-  else
-    asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.shared.u8 %0, [%1];}"
-                 : "=&r"(r)
-                 : "r"(shared), "r"(wanted)
-                 : "memory");
+template <int kOffset = 0>
+__device__ __forceinline__ uint2 ld_shared8(uint32_t shared) {
+  uint2 r;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2 + %3];"
+               : "=r"(r.x), "=r"(r.y)
+               : "r"(shared), "n"(kOffset)
+               : "memory");
   return r;
 }
 
-__device__ __forceinline__ void st_shared_u16(uint32_t shared, uint32_t x) {
-  asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared), "r"(x) : "memory");
-}
-__device__ __forceinline__ void st_shared_u8(uint32_t shared, uint32_t x) {
-  asm volatile("st.shared.u8 [%0], %1;" ::"r"(shared), "r"(x) : "memory");
+// The next of numbers of kSize bytes, zero-extended: where `wanted` is not 0 the one at `at`, which
+// moves on; else 0, and nothing is read.
+template <int kSize>
+__device__ __forceinline__ uint32_t take_shared_if(uint32_t& at, uint32_t wanted) {
+  static_assert(kSize == 1 || kSize == 2, "bytes");
+  uint32_t r;
+#define EVOPRUNE_TAKE(BITS, BYTES)                                                       \
+  asm volatile("{.reg .pred p; setp.ne.u32 p, %2, 0; mov.u32 %0, 0; @p ld.shared.u" BITS \
+               " %0, [%1]; @p add.u32 %1, %1, " BYTES ";}"                               \
+               : "=&r"(r), "+r"(at)                                                      \
+               : "r"(wanted)                                                             \
+               : "memory")
+  if constexpr (kSize == 2)
+    EVOPRUNE_TAKE("16", "2");
+  else
+    EVOPRUNE_TAKE("8", "1");
+#undef EVOPRUNE_TAKE
+  return r;
 }
 
+template <int kOffset = 0>
+__device__ __forceinline__ void st_shared8(uint32_t shared, uint32_t x, uint32_t y) {
+  asm volatile("st.shared.v2.u32 [%0 + %3], {%1, %2};" ::"r"(shared), "r"(x), "r"(y), "n"(kOffset)
+               : "memory");
+}
 __device__ __forceinline__ void st_shared(uint32_t shared, float x, float y) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(x), "f"(y) : "memory");
 }
+
+// sums[m] += v x[m] with the stored number v at `at`, which moves on: where `wanted` is not 0. The last
+// argument is the number's type; for int8, 0x4b000000 + u is 2^23 + u as a float, which costs less than
+// a conversion. One predicate for all, so that the loads of neighbours overlap.
+#define EVOPRUNE_MULTIPLY_TAKEN(TYPE, LOAD, BYTES)                                                 \
+  template <int kCount>                                                                            \
+  __device__ __forceinline__ void multiply_taken(                                                  \
+      float (&s)[kCount], uint32_t& at, uint32_t wanted, const float (&x)[kCount], TYPE /*tag*/) { \
+    static_assert(kCount == 1 || kCount == 4 || kCount == 8, "tokens");                            \
+    if constexpr (kCount == 1)                                                                     \
+      asm volatile("{.reg .pred p; .reg .b32 v; setp.ne.u32 p, %2, 0; " LOAD                       \
+                   " @p add.u32 %0, %0, " BYTES "; @p fma.rn.f32 %1, v, %3, %1;}"                  \
+                   : "+r"(at), "+f"(s[0])                                                          \
+                   : "r"(wanted), "f"(x[0])                                                        \
+                   : "memory");                                                                    \
+    else if constexpr (kCount == 4)                                                                \
+      asm volatile("{.reg .pred p; .reg .b32 v; setp.ne.u32 p, %5, 0; " LOAD                       \
+                   " @p add.u32 %0, %0, " BYTES                                                    \
+                   "; @p fma.rn.f32 %1, v, %6, %1;"                                                \
+                   " @p fma.rn.f32 %2, v, %7, %2; @p fma.rn.f32 %3, v, %8, %3;"                    \
+                   " @p fma.rn.f32 %4, v, %9, %4;}"                                                \
+                   : "+r"(at), "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3])                      \
+                   : "r"(wanted), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])                       \
+                   : "memory");                                                                    \
+    else                                                                                           \
+      asm volatile("{.reg .pred p; .reg .b32 v; setp.ne.u32 p, %9, 0; " LOAD                       \
+                   " @p add.u32 %0, %0, " BYTES                                                    \
+                   "; @p fma.rn.f32 %1, v, %10, %1;"                                               \
+                   " @p fma.rn.f32 %2, v, %11, %2; @p fma.rn.f32 %3, v, %12, %3;"                  \
+                   " @p fma.rn.f32 %4, v, %13, %4; @p fma.rn.f32 %5, v, %14, %5;"                  \
+                   " @p fma.rn.f32 %6, v, %15, %6; @p fma.rn.f32 %7, v, %16, %7;"                  \
+                   " @p fma.rn.f32 %8, v, %17, %8;}"                                               \
+                   : "+r"(at), "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]), "+f"(s[4]),         \
+                     "+f"(s[5]), "+f"(s[6]), "+f"(s[7])                                            \
+                   : "r"(wanted), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "f"(x[4]),           \
+                     "f"(x[5]), "f"(x[6]), "f"(x[7])                                               \
+                   : "memory");                                                                    \
+  }
+EVOPRUNE_MULTIPLY_TAKEN(float, "@p ld.shared.b32 v, [%0];", "4")
+EVOPRUNE_MULTIPLY_TAKEN(__half, "{.reg .b16 h; @p ld.shared.b16 h, [%0]; @p cvt.f32.f16 v, h;}",
+                        "2")
+EVOPRUNE_MULTIPLY_TAKEN(__nv_bfloat16, "@p ld.shared.u16 v, [%0]; @p shl.b32 v, v, 16;", "2")
+EVOPRUNE_MULTIPLY_TAKEN(int8_t,
+                        "@p ld.shared.u8 v, [%0]; @p xor.b32 v, v, 0x4b000080;"
+                        " @p add.rn.f32 v, v, 0fcb000080;",
+                        "1")
+#undef EVOPRUNE_MULTIPLY_TAKEN
 
 // ---- tensor cores, sm_80 ----
 #define EVOPRUNE_MMA_16(TYPE, NAME)                                                                \

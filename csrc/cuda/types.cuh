@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace evoprune::cuda {
 
@@ -44,6 +45,20 @@ struct alignas(sizeof(T) * kCount) Vector {
 };
 template <typename T>
 inline constexpr int kPer16Bytes = 16 / static_cast<int>(sizeof(T));
+
+// Elements of 16 bytes from anywhere, as they are stored; what is not inside(i) is 0 and not read.
+template <typename T, typename F>
+__device__ __forceinline__ void gather16(uint32_t (&w)[4], const T* from, const F& inside) {
+  using Bits = std::conditional_t<sizeof(T) == 1, uint8_t,
+                                  std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>>;
+  constexpr int kOfWord = 4 / static_cast<int>(sizeof(T));
+  const Bits* bits = reinterpret_cast<const Bits*>(from);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) w[i] = 0;
+#pragma unroll
+  for (int i = 0; i < kPer16Bytes<T>; ++i)
+    if (inside(i)) w[i / kOfWord] |= static_cast<uint32_t>(bits[i]) << (i % kOfWord * 32 / kOfWord);
+}
 
 // What an importance functor asks of its numbers (importance/average.h): here a float.
 struct FloatMath {

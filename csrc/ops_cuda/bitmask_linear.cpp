@@ -45,7 +45,7 @@ Tensor bitmask_linear(Tensor x, Tensor values, Tensor bits, Tensor row_ptr,
   cuda::bitmask_linear({input(x), input(values), input<uint8_t>(bits), input<int32_t>(row_ptr),
                         output(y), dtype, stored, tokens, out_features, in_features, values.numel(),
                         epilogue_of(bias, scale, out_features, activation)},
-                       call.limits(), call.stream());
+                       call.stream());
   return y;
 }
 
