@@ -139,7 +139,7 @@ def pack_problems() -> list[Problem]:
 
 # ---- blocks and bitmasks ----
 def block_problems() -> list[Problem]:
-    """Forward and both backward products for square blocks, all of them kept."""
+    """Forward and both backward products for square blocks, all of them kept; dW of one block, many tokens."""
     tokens, rows = 128, 128
 
     def parts(columns: int, edge: int, dtype: torch.dtype) -> tuple[BlockWeight, Tensor, Tensor]:
@@ -172,6 +172,13 @@ def block_problems() -> list[Problem]:
                 name = f"{op} 128 tokens 128x128 {edge}x{edge} {NAMES[dtype]}"
                 inner = longer if op == "block_linear" else None  # K grows; of dx and dw the output
                 found.append(Problem(name, op, make, rows * 128, "weight", {}, inner))
+
+    def one_block() -> tuple[Any, ...]:
+        first = torch.zeros(1, dtype=torch.int32)
+        return (*(torch.randn(1536, 64).half() for _ in range(2)), first, first, 64, 64)
+
+    name = "block_linear_dw 1536 tokens 64x64 64x64 f16, split"
+    found.append(Problem(name, "block_linear_dw", one_block, 64 * 64, "weight"))
     return found
 
 

@@ -33,8 +33,8 @@
 // 2048 (1/T + 1/E) bytes a clock of an SM; L2 gives about 47. So blocks of 128 (32 bytes) and 64 (48
 // bytes) can run at full speed, 32 at 60 %, 16 at a third of it.
 //
-// By tile, few tokens, then 16, 32, 64, 128 outputs. Registers on sm_80: 48, 72, 96, 128, 127, f32: 40,
-// 72, 96, 138, 128, no spills, no stack. PTX instructions a warp for each mma, step after step,
+// By tile, few tokens, then 16, 32, 64, 128 outputs. Registers on sm_80: 44, 72, 96, 128, 127, f32: 40,
+// 72, 96, 131, 127, no spills, no stack. PTX instructions a warp for each mma, step after step,
 // 16-bit: 7.7 (16), 4.8 (32), 3.3 (64), 3.0 (128).
 //
 // Source: Gray et al., "GPU Kernels for Block-Sparse Weights", 2017; the layout of tiles and the

@@ -84,12 +84,54 @@ constexpr int choose_block_grad_tile(int edge_out, int edge_in) {
   return edge >= 128 ? 3 : edge >= 64 ? 2 : edge >= 32 ? 1 : 0;
 }
 
+// Into how many parts the tokens of dW are split, so that few kept blocks keep all processors busy.
+//
+// Time is counted in rounds, one step of every pipeline of a thread block, and is that of the
+// processor with the most thread blocks, one after another:
+//
+//   blocks of a processor * (rounds of a part + kBlockRounds)
+//     + where there are parts: kAddRounds + parts / kAddedInRound
+//
+// kBlockRounds are the first copies and the last stores of a block; kAddRounds is the second
+// kernel, which has several parts on their way at a time.
+//
+// In bytes: the sums of a part, 4 E^2 of a tile with edge E, are written and read once. A part has
+// kLeastRounds or more, so it reads 2048 E bytes of dY and x or more (four times that where a block
+// has four pipelines, edges of 16 and 32). So the parts add half of what is read anyway at most for
+// edges of 128, a quarter for 64, 3 % for 32 and 2 % for 16. A processor gets kMostTiles of them at
+// most, for more could only level the last turn: a workspace of up to 256 KiB a processor.
+struct BlockGradSplit {
+  int64_t splits;
+  int64_t tokens;  // of a part, whole rounds; the last may have fewer
+};
+inline constexpr int64_t kBlockRounds = 4, kAddRounds = 8, kAddedInRound = 4;
+inline constexpr int64_t kLeastRounds = 8, kMostTiles = 4;
+
+// `tiles` of all kept blocks; a round has `round` tokens. A pure function.
+constexpr BlockGradSplit split_block_grad(int64_t tiles, int64_t tokens, int64_t round,
+                                          int processors) {
+  const int64_t rounds = ceil_div(tokens, round);
+  const auto time = [&](int64_t splits) {
+    return ceil_div(tiles * splits, processors) * (ceil_div(rounds, splits) + kBlockRounds) +
+           (splits > 1 ? kAddRounds + splits / kAddedInRound : 0);
+  };
+  int64_t best = 1;
+  for (int64_t splits = 2;
+       rounds / splits >= kLeastRounds && tiles * splits <= kMostTiles * processors; ++splits)
+    if (time(splits) < time(best)) best = splits;
+  const int64_t of_part = ceil_div(rounds, best);
+  return {best == 1 ? 1 : ceil_div(rounds, of_part), of_part * round};
+}
+
 constexpr bool is_block_edge(int64_t edge) {
   return edge == 16 || edge == 32 || edge == 64 || edge == 128;
 }
 
 void block_linear(const BlockProductArgs& args, cudaStream_t stream);
 void block_linear_dx(const BlockProductArgs& args, cudaStream_t stream);
-void block_linear_dw(const BlockGradArgs& args, cudaStream_t stream);
+// Bytes of scratch memory that block_linear_dw needs, for split sums.
+int64_t block_linear_dw_workspace(const BlockGradArgs& args, const DeviceLimits& limits);
+void block_linear_dw(const BlockGradArgs& args, const DeviceLimits& limits, void* workspace,
+                     cudaStream_t stream);
 
 }  // namespace evoprune::cuda

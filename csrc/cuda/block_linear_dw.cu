@@ -7,16 +7,21 @@
 //     . [bn] . .              . . [bk] .
 //     . [bn] . .  block row   . . [bk] .  block column
 //
-//   grid     a thread block for each tile of each kept block: the block itself, or tiles of it with
-//            the widest edge (at most 128) that divides both of its edges
-//   block    walks down all tokens, 64 a step (f32: 32), by a cp.async pipeline of 3 or 4 stages;
-//            its warps share the tile (64: 32x32 each, 128: 32x64). Tiles of 16 and 32 belong to
-//            one warp: there four warps take every fourth step, a pipeline each, and their sums are
-//            added at the end, in the order of the warps
+//   grid     x: a thread block for each tile of each kept block: the block itself, or tiles of it
+//            with the widest edge (at most 128) that divides both of its edges; y: parts of the
+//            tokens, where that many tiles leave processors idle (split_block_grad, block_linear.h)
+//   block    walks down the tokens of its part, 64 a step (f32: 32), by a cp.async pipeline of 3 or
+//            4 stages; its warps share the tile (64: 32x32 each, 128: 32x64). Tiles of 16 and 32
+//            belong to one warp: there four warps take every fourth step, a pipeline each, and
+//            their sums are added at the end, in the order of the warps
 //   lane     tokens lie down in both operands: ldmatrix.trans for both; f32 is read word by word
 //
+// A single part goes straight to values.grad. Several go to a workspace [splits, nnz, bn, bk] of
+// float, and a second kernel adds them: a thread has four sums, and all of their parts.
+//
 // Sums are float; f32 operands are rounded to tf32 (block_tile.cuh says with what error). The
-// result is the same in every run: no sum depends on another thread block. Columns past the
+// result is the same in every run on one kind of device: parts are added in ascending order, and
+// how many there are depends on the shape and the number of processors alone. Columns past the
 // matrix are copied as zeros, so the padding of values.grad is 0, as the format wants it; NaN and
 // infinity of a token spread as in the dense product, within their columns.
 //
@@ -24,18 +29,31 @@
 // full tensor speed of an A100 (16-bit) 4096 / E bytes a clock of an SM; L2 gives about 47. So
 // blocks of 128 can run at full speed, 64 at 70 %, 32 and 16 at 35 and 18 %.
 //
-// By tile, edges of 16, 32, 64, 128. Registers on sm_80: 48, 91, 79, 128, f32: 54, 92, 95, 158, no
-// spills, no stack. PTX instructions a warp for each mma, step after step, 16-bit: 9.8, 5.0, 3.8,
+// By tile, edges of 16, 32, 64, 128. Registers on sm_80: 40, 72, 71, 131, f32: 40, 77, 93, 150, no
+// spills, no stack. PTX instructions a warp for each mma, step after step, 16-bit: 10.0, 5.0, 3.8,
 // 2.6.
 //
 // Source: Gale et al., "Sparse GPU Kernels for Deep Learning" (SDDMM), SC 2020; Narang et al.,
 // "Block-Sparse Recurrent Neural Networks", 2017.
+#include <type_traits>
+
 #include "cuda/block_linear.h"
 #include "cuda/block_sums.cuh"
 #include "cuda/block_tile.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/types.cuh"
 
 namespace evoprune::cuda {
+
+inline constexpr int kAddThreads = 256;
+
+// How a launch splits the tokens, and where the parts of the sums go.
+struct SplitSums {
+  float* parts;  // [splits, count], or null: one part, straight to values.grad
+  int64_t splits;
+  int64_t tokens;  // of a part
+  int64_t count;   // of the sums: nnz * bn * bk
+};
 
 namespace {
 
@@ -46,6 +64,7 @@ struct GradGeometry {
   static constexpr int kParts = kShape.warps_tokens;
   static constexpr int kWarps = kShape.warps_outputs * kShape.warps_inputs;  // of one pipeline
   static constexpr int kThreads = 32 * kWarps * kParts;
+  static constexpr int kRound = kParts * kStep<T>;  // tokens of a step of every pipeline
   static constexpr int kMTiles = kEdge / kShape.warps_outputs / 16;
   static constexpr int kNTiles = kEdge / kShape.warps_inputs / 8;
   static constexpr int kTileBytes = kEdge * kStepBytes;
@@ -67,26 +86,27 @@ class TokenCopy {
   static constexpr int kSize = static_cast<int>(sizeof(T));
 
  public:
-  // From column `first` of `data` [tokens, columns].
+  // From row `first` and column `column` of `data` [tokens, columns].
   __device__ __forceinline__ TokenCopy(const void* data, int64_t columns, int64_t first,
-                                       uint32_t shared, int thread, int part)
-      : row_(Tall::row(thread)) {
-    const int64_t column = first + Tall::piece(thread) * kPer16Bytes<T>;
-    const int row = part * kStep<T> + row_;
+                                       int64_t column, uint32_t shared, int thread) {
+    column += Tall::piece(thread) * kPer16Bytes<T>;
+    const int64_t row = first + Tall::row(thread);
     inside_ = column < columns ? 16 : 0;
     from_ = static_cast<const char*>(data) + (row * columns + column) * kSize;
     apart_ = Tall::kApart * columns * kSize;
-    step_ = G::kParts * kStep<T> * columns * kSize;
-    to_ = shared + Tall::Tile::place(row_, Tall::piece(thread));
+    step_ = G::kRound * columns * kSize;
+    to_ = ptx::kept(shared + Tall::Tile::place(Tall::row(thread), Tall::piece(thread)));
   }
 
-  // The next step into the stage that begins at `stage`; `left` tokens remain from its first on.
+  // The first of the rows of a step that the thread copies.
+  static __device__ __forceinline__ int row(int thread) { return Tall::row(thread); }
+
+  // The next step into the stage that begins at `stage`; `left` tokens remain from that row on.
   __device__ __forceinline__ void operator()(uint32_t stage, int64_t left) {
     const char* from = from_;
 #pragma unroll
     for (int i = 0; i < Tall::kRows; ++i) {
-      ptx::cp_async16(Tall::place(to_ + stage, i), from,
-                      row_ + Tall::kApart * i < left ? inside_ : 0);
+      ptx::cp_async16(Tall::place(to_ + stage, i), from, Tall::kApart * i < left ? inside_ : 0);
       from += apart_;
     }
     from_ += step_;
@@ -96,40 +116,44 @@ class TokenCopy {
   const char* from_;
   int64_t apart_, step_;
   uint32_t to_;
-  int inside_, row_;
+  int inside_;
 };
 
 }  // namespace
 
 template <typename T, int kTile>
 __global__ void __launch_bounds__(GradGeometry<T, kTile>::kThreads)
-    block_linear_dw_kernel(const __grid_constant__ BlockGradArgs args) {
+    block_linear_dw_kernel(const __grid_constant__ BlockGradArgs args,
+                           const __grid_constant__ SplitSums split) {
   using G = GradGeometry<T, kTile>;
   extern __shared__ __align__(128) char shared[];
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int thread = static_cast<int>(threadIdx.x) % (32 * G::kWarps);
+  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
+  const int thread = static_cast<int>(threadIdx.x % (32 * G::kWarps));
   const int part = warp / G::kWarps, member = warp % G::kWarps;
   const int row = member / G::kShape.warps_inputs * G::kMTiles * 16;
   const int column = member % G::kShape.warps_inputs * G::kNTiles * 8;
-  const unsigned across = args.edge_in / G::kEdge, tiles = args.edge_out / G::kEdge * across;
+  const unsigned across = static_cast<unsigned>(args.edge_in) / G::kEdge;
+  const unsigned tiles = static_cast<unsigned>(args.edge_out) / G::kEdge * across;
   const int64_t block = blockIdx.x / tiles;
   const int tile_row = blockIdx.x % tiles / across * G::kEdge;
   const int tile_column = blockIdx.x % tiles % across * G::kEdge;
 
+  const int64_t begin = blockIdx.y * split.tokens, first = begin + part * kStep<T>;
   const uint32_t pipeline = ptx::shared_address(shared) + part * G::kPipelineBytes;
-  TokenCopy<T, kTile> copy_grad(args.grad, args.outputs,
+  TokenCopy<T, kTile> copy_grad(args.grad, args.outputs, first,
                                 int64_t{args.row_idx[block]} * args.edge_out + tile_row, pipeline,
-                                thread, part);
-  TokenCopy<T, kTile> copy_x(args.x, args.inputs,
+                                thread);
+  TokenCopy<T, kTile> copy_x(args.x, args.inputs, first,
                              int64_t{args.col_idx[block]} * args.edge_in + tile_column,
-                             pipeline + G::kTileBytes, thread, part);
-  constexpr int kApart = G::kParts * kStep<T>;  // tokens from one step of a pipeline to the next
-  int64_t left = args.tokens - part * kStep<T>;
-  const int64_t steps = left <= 0 ? 0 : (left + kApart - 1) / kApart;
+                             pipeline + G::kTileBytes, thread);
+  const int64_t end = begin + split.tokens < args.tokens ? begin + split.tokens : args.tokens;
+  int64_t left = end - first;
+  const int64_t steps = left <= 0 ? 0 : (left + G::kRound - 1) / G::kRound;
+  left -= TokenCopy<T, kTile>::row(thread);
   const auto copy = [&](uint32_t stage) {
     copy_grad(stage, left);
     copy_x(stage, left);
-    left -= kApart;
+    left -= G::kRound;
   };
 #pragma unroll
   for (int s = 0; s < G::kStages - 1; ++s) {
@@ -138,9 +162,10 @@ __global__ void __launch_bounds__(GradGeometry<T, kTile>::kThreads)
   }
 
   float sums[G::kMTiles][G::kNTiles][4] = {};
-  const TallReader<T, G::kEdge, G::kMTiles, true> read_grad(pipeline, row, lane);
-  const TallReader<T, G::kEdge, G::kNTiles / 2, false> read_x(pipeline + G::kTileBytes, column,
-                                                              lane);
+  TallReader<T, G::kEdge, G::kMTiles, true> read_grad(pipeline, row, lane);
+  TallReader<T, G::kEdge, G::kNTiles / 2, false> read_x(pipeline + G::kTileBytes, column, lane);
+  read_grad.keep();
+  read_x.keep();
   uint32_t stage = 0, free_stage = (G::kStages - 1) * G::kStageBytes;
 #pragma unroll 1
   for (int64_t s = 0; s < steps; ++s) {
@@ -165,42 +190,95 @@ __global__ void __launch_bounds__(GradGeometry<T, kTile>::kThreads)
   G::Sums::put(ptx::shared_address(shared) + part * G::Sums::kBytes, sums, row, column, lane);
   __syncthreads();
   const int64_t corner = (block * args.edge_out + tile_row) * args.edge_in + tile_column;
-  const Destination<T> to{static_cast<T*>(args.values) + corner, args.edge_in, G::kEdge, G::kEdge,
-                          0};
-  store_tile<T, G::kEdge, G::kEdge, G::kParts, G::kThreads>(shared, to, Epilogue{});
+  const auto store = [&](auto* values) {
+    using To = std::remove_pointer_t<decltype(values)>;
+    const Destination<To> to{values + corner, args.edge_in, G::kEdge, G::kEdge, 0};
+    store_tile<To, G::kEdge, G::kEdge, G::kParts, G::kThreads>(shared, to, Epilogue{});
+  };
+  if (split.parts == nullptr)
+    store(static_cast<T*>(args.values));
+  else
+    store(split.parts + blockIdx.y * split.count);
+}
+
+// Adds the parts of split sums: a thread has 4 of them.
+template <typename T>
+__global__ void __launch_bounds__(kAddThreads)
+    block_add_parts_kernel(T* values, const SplitSums split) {
+  using Four = Vector<float, 4>;
+  const int64_t i = 4 * (static_cast<int64_t>(blockIdx.x) * kAddThreads + threadIdx.x);
+  if (i >= split.count) return;
+  const float* from = split.parts + i;
+  Four sum = *reinterpret_cast<const Four*>(from);
+#pragma unroll 8
+  for (int64_t s = 1; s < split.splits; ++s) {
+    from += split.count;
+    const Four part = *reinterpret_cast<const Four*>(from);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sum.at[c] += part.at[c];
+  }
+  Vector<T, 4> out;
+#pragma unroll
+  for (int c = 0; c < 4; ++c) out.at[c] = from_float<T>(sum.at[c]);
+  *reinterpret_cast<Vector<T, 4>*>(values + i) = out;
 }
 
 namespace {
 
+int64_t tiles_of_block(const BlockGradArgs& args, int edge) {
+  return int64_t{args.edge_out / edge} * (args.edge_in / edge);
+}
+
+BlockGradSplit split_of(const BlockGradArgs& args, const DeviceLimits& limits) {
+  const BlockGradTile& tile = kBlockGradTiles[choose_block_grad_tile(args.edge_out, args.edge_in)];
+  const int step = args.dtype == DType::f32 ? kStep<float> : kStep<__half>;
+  return split_block_grad(args.count * tiles_of_block(args, tile.edge), args.tokens,
+                          tile.warps_tokens * step, limits.processors);
+}
+
 template <typename T, int kTile>
-void launch_tile(const BlockGradArgs& args, cudaStream_t stream) {
+void launch_tile(const BlockGradArgs& args, const SplitSums& split, cudaStream_t stream) {
   using G = GradGeometry<T, kTile>;
-  const int64_t tiles = int64_t{args.edge_out / G::kEdge} * (args.edge_in / G::kEdge);
-  launch(block_linear_dw_kernel<T, kTile>, dim3(static_cast<unsigned>(args.count * tiles)),
-         G::kThreads, G::kSharedBytes, stream, args);
+  const dim3 grid(static_cast<unsigned>(args.count * tiles_of_block(args, G::kEdge)),
+                  static_cast<unsigned>(split.splits));
+  launch(block_linear_dw_kernel<T, kTile>, grid, G::kThreads, G::kSharedBytes, stream, args, split);
+  if (split.parts == nullptr) return;
+  const auto blocks = static_cast<unsigned>(ceil_div(split.count, 4 * kAddThreads));
+  launch(block_add_parts_kernel<T>, blocks, kAddThreads, 0, stream, static_cast<T*>(args.values),
+         split);
 }
 
 template <typename T>
-void launch_dtype(const BlockGradArgs& args, cudaStream_t stream) {
+void launch_dtype(const BlockGradArgs& args, const SplitSums& split, cudaStream_t stream) {
   switch (choose_block_grad_tile(args.edge_out, args.edge_in)) {
     case 0:
-      return launch_tile<T, 0>(args, stream);
+      return launch_tile<T, 0>(args, split, stream);
     case 1:
-      return launch_tile<T, 1>(args, stream);
+      return launch_tile<T, 1>(args, split, stream);
     case 2:
-      return launch_tile<T, 2>(args, stream);
+      return launch_tile<T, 2>(args, split, stream);
     default:
-      return launch_tile<T, 3>(args, stream);
+      return launch_tile<T, 3>(args, split, stream);
   }
 }
 
 }  // namespace
 
-void block_linear_dw(const BlockGradArgs& args, cudaStream_t stream) {
+int64_t block_linear_dw_workspace(const BlockGradArgs& args, const DeviceLimits& limits) {
+  if (args.count == 0) return 0;
+  const int64_t splits = split_of(args, limits).splits;
+  return splits == 1 ? 0 : splits * args.count * args.edge_out * args.edge_in * 4;
+}
+
+void block_linear_dw(const BlockGradArgs& args, const DeviceLimits& limits, void* workspace,
+                     cudaStream_t stream) {
   if (args.count == 0) return;
-  if (args.dtype == DType::f32) return launch_dtype<float>(args, stream);
-  if (args.dtype == DType::f16) return launch_dtype<__half>(args, stream);
-  launch_dtype<__nv_bfloat16>(args, stream);
+  const BlockGradSplit plan = split_of(args, limits);
+  const SplitSums split{plan.splits == 1 ? nullptr : static_cast<float*>(workspace), plan.splits,
+                        plan.tokens, args.count * args.edge_out * args.edge_in};
+  if (args.dtype == DType::f32) return launch_dtype<float>(args, split, stream);
+  if (args.dtype == DType::f16) return launch_dtype<__half>(args, split, stream);
+  launch_dtype<__nv_bfloat16>(args, split, stream);
 }
 
 }  // namespace evoprune::cuda

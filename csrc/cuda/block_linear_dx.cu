@@ -16,7 +16,7 @@
 // Sums are float, f32 operands rounded to tf32 (block_tile.cuh); the same result in every run.
 // Bounded as block_linear with many tokens.
 //
-// By tile, 16, 32, 64, 128 columns. Registers on sm_80: 72, 96, 162, 130, f32: 80, 112, 154, 148, no
+// By tile, 16, 32, 64, 128 columns. Registers on sm_80: 72, 96, 162, 130, f32: 80, 112, 154, 147, no
 // spills, no stack. PTX instructions a warp for each mma, step after step, 16-bit: 8.8, 5.3, 3.5,
 // 3.2.
 //

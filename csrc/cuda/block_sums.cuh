@@ -51,7 +51,7 @@ __device__ __forceinline__ void store_tile(const char* tiles, const Destination<
                                            const Epilogue& epilogue) {
   using Tile = SumTile<kRows, kColumns>;
   constexpr int kWide = kPer16Bytes<T>, kPieces = kColumns / kWide;
-  const int thread = static_cast<int>(threadIdx.x), column = thread % kPieces * kWide;
+  const int column = static_cast<int>(threadIdx.x % kPieces) * kWide;
   if (column >= to.columns) return;
   float bias[kWide];
 #pragma unroll
@@ -59,7 +59,8 @@ __device__ __forceinline__ void store_tile(const char* tiles, const Destination<
     bias[c] = column + c < to.columns ? bias_at(epilogue, to.first + column + c) : 0.0f;
   const bool whole = to.pitch % kWide == 0;
 #pragma unroll 1
-  for (int row = thread / kPieces; row < kRows && row < to.rows; row += kThreads / kPieces) {
+  for (int row = static_cast<int>(threadIdx.x / kPieces); row < kRows && row < to.rows;
+       row += kThreads / kPieces) {
     float z[kWide];
 #pragma unroll
     for (int c = 0; c < kWide; c += 4) {

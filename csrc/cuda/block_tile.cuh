@@ -102,6 +102,14 @@ class TallReader {
     }
   }
 
+  // The addresses stay in registers, instead of being computed anew in every step.
+  __device__ __forceinline__ void keep() {
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+#pragma unroll
+      for (int i = 0; i < kAddresses; ++i) at_[f][i] = ptx::kept(at_[f][i]);
+  }
+
   // Fragment `f` of mma step `step` in the stage that begins at `stage`.
   __device__ __forceinline__ void operator()(uint32_t (&r)[4], int f, int step,
                                              uint32_t stage) const {

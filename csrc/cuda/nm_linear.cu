@@ -32,9 +32,9 @@
 //
 //   tile                             128 x 128   128 x 64   64 x 32
 //   warp instructions an mma.sp           2.23       2.97      4.69
-//   beginning and end of a block          4338       2702      1758
+//   beginning and end of a block          3590       2306      1630
 //   sectors used, passes / ideal          1.00       1.00      1.00     loads, stores and copies
-//   registers sm_80 / 90 / 100     238/240/240 156/158/160 126/126/130   no spills
+//   registers sm_80 / 90 / 100     238/240/240 156/158/161 121/125/130   no spills
 //   shared memory, blocks a processor   75 KiB, 2  51 KiB, 3  51 KiB, 3
 //
 // Sums in float, in the order of the columns (two halves of each stage apart in the small tile; the

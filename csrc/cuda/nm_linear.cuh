@@ -131,9 +131,10 @@ __global__ void __launch_bounds__(kNmTiles[kIndex].threads(), kNmTiles[kIndex].b
     __syncthreads();
   constexpr int kCount = Warp::kTokens / Warp::kParts;
   const int begin = warp.part * kCount;
-  const NmWarpPlace mine{place.row + 64 * warp.row,
-                         place.token + warp.token * Warp::kTokens + begin, place.split, begin,
-                         kCount};
+  const int64_t token = place.token + warp.token * Warp::kTokens + begin;
+  const int64_t left = out.tokens - token;
+  const NmWarpPlace mine{place.row + 64 * warp.row, token, place.split, begin,
+                         left < kCount ? static_cast<int>(left) : kCount};
   if (out.parts != nullptr)
     store_part<Warp::kParts>(region, kRegion, mine, out);
   else if (stores_vectors(out))
@@ -162,9 +163,9 @@ __global__ void __launch_bounds__(256) nm_add_parts_kernel(const NmOutput out, i
       sums[i + 4] += high.at[i];
     }
   }
-  const NmRowTerms<8> terms(out, n);
+  const NmRowTerms<Sum, 8, false> terms(out, n);
   float z[8];
-  finish(z, sums, terms, out, token);
+  finish(z, sums, terms, x_scales<Sum>(out, token), out.epilogue.activation);
   with_output<Sum>(out, [&](auto y) {
     using Y = decltype(y);
     Y* to = static_cast<Y*>(out.y) + token * out.rows + n;

@@ -9,30 +9,19 @@
 //   write   banks 8t + 4 (g / 4) + g % 4: all 32      read   8 lanes, 128 bytes in a row, twice
 //
 // Then lane 8i + c has outputs 8c .. 8c + 7 of token i: 16 bytes of y, 128 bytes side by side.
-// Where N is no multiple of 8 or y not aligned, a lane has one output, 32 side by side.
-//
-//   float   y = act(sum + bias[n])          int32   y = act((sum * scale[n]) * x_scale[token] + bias[n])
+// Its next token is four on, and so are its addresses, by a constant each. Where N is no multiple of
+// 8 or y not aligned, a lane has one output, 32 side by side.
 //
 // The parts of a split sum are kept as they are read, [splits, tokens, rows64], the 64 outputs of a
 // tile as above without the gap; they are added in ascending order.
 #pragma once
 
 #include "core/nm_cuda_layout.h"
-#include "cuda/epilogue.cuh"
+#include "cuda/nm_linear_finish.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/tile.cuh"
-#include "cuda/types.cuh"
 
 namespace evoprune::cuda {
-
-struct NmOutput {
-  void* y;      // [tokens, rows]
-  DType dtype;  // of y
-  int64_t tokens, rows;
-  Epilogue epilogue;
-  const float* x_scale;  // [tokens], of integer sums
-  void* parts;           // [splits, tokens, rows64] of sums, or null
-};
 
 inline constexpr int kStagedToken = 68, kStagedOdd = 36;  // words
 
@@ -45,107 +34,10 @@ struct alignas(16) Sums4 {
   Sum at[4];
 };
 
-template <int kCount>
-__device__ __forceinline__ void activate_all(float (&z)[kCount], Activation activation) {
-  const auto each = [&](auto f) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) z[i] = f(z[i]);
-  };
-  switch (activation) {
-    case Activation::none:
-      return;
-    case Activation::relu:
-      return each([](float v) { return activate(v, Activation::relu); });
-    case Activation::gelu:
-      return each([](float v) { return activate(v, Activation::gelu); });
-    case Activation::gelu_tanh:
-      return each([](float v) { return activate(v, Activation::gelu_tanh); });
-    case Activation::silu:
-      return each([](float v) { return activate(v, Activation::silu); });
-  }
-}
-
-// bias and scale of the outputs of a lane.
-template <int kCount>
-struct NmRowTerms {
-  float bias[kCount], scale[kCount];
-
-  __device__ __forceinline__ NmRowTerms(const NmOutput& out, int64_t n) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const bool inside = n + i < out.rows;
-      bias[i] = inside ? bias_at(out.epilogue, n + i) : 0.0f;
-      scale[i] = inside ? scale_at(out.epilogue, n + i) : 0.0f;
-    }
-  }
-};
-
-template <typename Sum, int kCount>
-__device__ __forceinline__ void finish(float (&z)[kCount], const Sum (&sums)[kCount],
-                                       const NmRowTerms<kCount>& terms, const NmOutput& out,
-                                       int64_t token) {
-  if constexpr (static_cast<Sum>(0.5f) == 0) {  // integers; as the CPU, without fma
-    const float x_scale = out.x_scale[token];
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      z[i] = __fadd_rn(__fmul_rn(__fmul_rn(static_cast<float>(sums[i]), terms.scale[i]), x_scale),
-                       terms.bias[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) z[i] = sums[i] + terms.bias[i];
-  }
-  activate_all(z, out.epilogue.activation);
-}
-
-__device__ __forceinline__ uint32_t pack2(float a, float b, __half) {
-  const __half2 pair = __floats2half2_rn(a, b);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-__device__ __forceinline__ uint32_t pack2(float a, float b, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-// The bits of four sums or outputs.
-template <typename V>
-__device__ __forceinline__ uint4 words4(const V* v) {
-  static_assert(sizeof(V) == 4, "words");
-  const auto* w = reinterpret_cast<const uint32_t*>(v);
-  return {w[0], w[1], w[2], w[3]};
-}
-
-template <typename Y>
-__device__ __forceinline__ void store8(Y* y, const float (&z)[8]) {
-  if constexpr (sizeof(Y) == 4) {
-    ptx::store_global16(y, words4(z));
-    ptx::store_global16(y + 4, words4(z + 4));
-  } else {
-    ptx::store_global16(y, {pack2(z[0], z[1], Y{}), pack2(z[2], z[3], Y{}), pack2(z[4], z[5], Y{}),
-                            pack2(z[6], z[7], Y{})});
-  }
-}
-
-// f(Y{}) with the type of y: that of the values where they have 16 bits.
-template <typename T, typename F>
-__device__ __forceinline__ void with_output(const NmOutput& out, const F& f) {
-  if constexpr (sizeof(T) == 2)
-    f(T{});
-  else if (out.dtype == DType::f32)
-    f(float{});
-  else if (out.dtype == DType::f16)
-    f(__half{});
-  else
-    f(__nv_bfloat16{});
-}
-
-__device__ __forceinline__ bool stores_vectors(const NmOutput& out) {
-  return out.rows % 8 == 0 && reinterpret_cast<uintptr_t>(out.y) % 16 == 0;
-}
-
 // What a warp stores: tokens from `token` on, `count` of them, of the 64 rows from `row` on.
 struct NmWarpPlace {
   int64_t row, token, split;
-  int first, count;  // of the staged tokens
+  int first, count;  // of the staged tokens, those that exist
 };
 
 // Sums of a token from `word` on, of the kParts warps that share the stages.
@@ -180,40 +72,46 @@ __device__ __forceinline__ void stage_sums(Sum* region, const Sum (&d)[4][kToken
 template <int kParts, typename Sum>
 __device__ __forceinline__ void store_part(const Sum* region, int part_words,
                                            const NmWarpPlace& place, const NmOutput& out) {
-  const int lane = threadIdx.x % 32, c = lane % 8;
+  const int lane = threadIdx.x % 32, c = lane % 8, first = lane / 8;
   const int64_t rows64 = nm_cuda_padded(out.rows);
   if (place.row >= rows64) return;
-  Sum* parts = static_cast<Sum*>(out.parts) + (place.split * out.tokens + place.token) * rows64 +
-               place.row + 4 * c;
+  Sum* part = static_cast<Sum*>(out.parts) +
+              (place.split * out.tokens + place.token + first) * rows64 + place.row + 4 * c;
+  int word = (place.first + first) * kStagedToken + 4 * c;
 #pragma unroll 1
-  for (int i = lane / 8; i < place.count && place.token + i < out.tokens; i += 4) {
+  for (int i = first; i < place.count; i += 4) {
     Sum low[4], high[4];
-    const int word = (place.first + i) * kStagedToken + 4 * c;
     staged<kParts, 4>(low, region, word, part_words);
     staged<kParts, 4>(high, region, word + kStagedOdd, part_words);
-    ptx::store_global16(parts + i * rows64, words4(low));
-    ptx::store_global16(parts + i * rows64 + 32, words4(high));
+    ptx::store_global16(part, words4(low));
+    ptx::store_global16(part + 32, words4(high));
+    part += 4 * rows64;
+    word += 4 * kStagedToken;
   }
 }
 
 template <typename T, int kParts, typename Sum>
 __device__ __forceinline__ void store_vectors(const Sum* region, int part_words,
                                               const NmWarpPlace& place, const NmOutput& out) {
-  const int lane = threadIdx.x % 32, c = lane % 8;
-  const int64_t n = place.row + 8 * c;
+  const int lane = threadIdx.x % 32, c = lane % 8, first = lane / 8;
+  const int64_t n = place.row + 8 * c, token = place.token + first;
   if (n >= out.rows) return;
-  const NmRowTerms<8> terms(out, n);
+  const NmRowTerms<Sum, 8, true> terms(out, n);
+  const float* x_scale = x_scales<Sum>(out, token);
+  const int64_t row_bytes = out.rows * output_bytes<T>(out);
+  char* y = static_cast<char*>(out.y) + token * row_bytes + n * output_bytes<T>(out);
+  const Sum* from = region + (place.first + first) * kStagedToken + 4 * c;
 #pragma unroll 1
-  for (int i = lane / 8; i < place.count && place.token + i < out.tokens; i += 4) {
+  for (int i = first; i < place.count; i += 4) {
     Sum sums[8];
-    const int word = (place.first + i) * kStagedToken + 4 * c;
-    staged<kParts, 4>(sums, region, word, part_words);
-    staged<kParts, 4>(sums + 4, region, word + kStagedOdd, part_words);
+    staged<kParts, 4>(sums, from, 0, part_words);
+    staged<kParts, 4>(sums + 4, from, kStagedOdd, part_words);
     float z[8];
-    finish(z, sums, terms, out, place.token + i);
-    with_output<T>(out, [&](auto y) {
-      store8(static_cast<decltype(y)*>(out.y) + (place.token + i) * out.rows + n, z);
-    });
+    finish(z, sums, terms, x_scale, out.epilogue.activation);
+    with_output<T>(out, [&](auto type) { store8(reinterpret_cast<decltype(type)*>(y), z); });
+    from += 4 * kStagedToken;
+    y += 4 * row_bytes;
+    if constexpr (kIntegerSums<Sum>) x_scale += 4;
   }
 }
 
@@ -224,16 +122,17 @@ __device__ __forceinline__ void store_elements(const Sum* region, int part_words
   for (int in = threadIdx.x % 32; in < 64; in += 32) {
     const int64_t n = place.row + in;
     if (n >= out.rows) return;
-    const NmRowTerms<1> terms(out, n);
+    const NmRowTerms<Sum, 1, true> terms(out, n);
 #pragma unroll 1
-    for (int i = 0; i < place.count && place.token + i < out.tokens; ++i) {
+    for (int i = 0; i < place.count; ++i) {
+      const int64_t token = place.token + i;
       Sum sums[1];
       staged<kParts, 1>(sums, region, staged_word(place.first + i, in), part_words);
       float z[1];
-      finish(z, sums, terms, out, place.token + i);
+      finish(z, sums, terms, x_scales<Sum>(out, token), out.epilogue.activation);
       with_output<T>(out, [&](auto y) {
         using Y = decltype(y);
-        static_cast<Y*>(out.y)[(place.token + i) * out.rows + n] = from_float<Y>(z[0]);
+        static_cast<Y*>(out.y)[token * out.rows + n] = from_float<Y>(z[0]);
       });
     }
   }

@@ -132,10 +132,21 @@ Tensor block_linear_dw(Tensor grad, Tensor x, Tensor row_idx, Tensor col_idx, in
   if (count == 0) return values;
   grad = aligned_rows(grad);
   x = aligned_rows(x);
-  cuda::block_linear_dw({input(grad), input(x), input<int32_t>(row_idx), input<int32_t>(col_idx),
-                         output(values), dtype, tokens, grad.size(grad.dim() - 1),
-                         x.size(x.dim() - 1), count, static_cast<int>(bn), static_cast<int>(bk)},
-                        call.stream());
+  const cuda::BlockGradArgs args{input(grad),
+                                 input(x),
+                                 input<int32_t>(row_idx),
+                                 input<int32_t>(col_idx),
+                                 output(values),
+                                 dtype,
+                                 tokens,
+                                 grad.size(grad.dim() - 1),
+                                 x.size(x.dim() - 1),
+                                 count,
+                                 static_cast<int>(bn),
+                                 static_cast<int>(bk)};
+  const int64_t bytes = cuda::block_linear_dw_workspace(args, call.limits());
+  Tensor workspace = empty_like(x, {bytes}, ScalarType::Byte);
+  cuda::block_linear_dw(args, call.limits(), output(workspace), call.stream());
   return values;
 }
 

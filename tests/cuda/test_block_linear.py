@@ -279,6 +279,58 @@ def test_bad_input_of_backward_launches_nothing(gpu):
     assert gpu.launches == []
 
 
+# ---- dW of few blocks and many tokens: split over the tokens ----
+MANY = 108  # processors of an A100
+SPLIT = [
+    # tokens, (N, K), (bn, bk), dtype, processors, splits
+    (1536, (64, 64), (64, 64), F16, MANY, 3),
+    (1537, (64, 40), (64, 64), BF16, MANY, 3),  # a last step of one token, a cut block
+    (800, (128, 128), (128, 128), F32, MANY, 3),
+    (1600, (48, 150), (16, 128), F32, MANY, 1),  # tiles of 16: 4 steps a round, too few rounds
+    (6500, (24, 16), (16, 16), F16, MANY, 3),
+    (3300, (32, 72), (32, 64), F32, MANY, 3),  # two tiles a block
+    (2048, (64, 64), (64, 64), F16, 3, 3),  # as many parts as processors
+    (1536, (64, 128), (64, 64), F16, 2, 1),  # a tile for every processor
+    (5, (64, 64), (64, 64), F16, MANY, 1),  # fewer tokens than a part has
+    (1, (16, 16), (16, 16), F32, MANY, 1),
+]
+
+
+def act_as(gpu, processors):
+    """Act as a device with so many processors, until the test ends."""
+    if isinstance(gpu, Gpu):
+        gpu.attributes[PROCESSORS] = processors
+
+
+@pytest.mark.parametrize("tokens, shape, block, dtype, processors, splits", SPLIT, ids=str)
+def test_split_dw(gpu, tokens, shape, block, dtype, processors, splits):
+    act_as(gpu, processors)
+    x, packed = inputs(tokens, shape, block, dtype, density=1.0)
+    grad = torch.randn(tokens, shape[0], generator=torch.Generator().manual_seed(1)).to(dtype)
+    dw = run_dw(gpu, grad, x, packed)
+    check_dw(dw, grad, x, packed)
+    BlockWeight(dw, packed.row_ptr, packed.col_idx, shape).validate()  # its padding is 0
+    assert torch.equal(dw, run_dw(gpu, grad, x, packed))
+    if isinstance(gpu, Gpu):
+        assert gpu.launches[0].grid[1] == splits
+        assert [("add_parts" in name) for name, _ in gpu.launches] == [False, True][
+            : 1 + (splits > 1)
+        ]
+
+
+def test_split_dw_keeps_nan_and_infinity_in_their_columns(gpu):
+    act_as(gpu, MANY)
+    x, packed = inputs(1600, (64, 128), (64, 64), F16, density=1.0)
+    grad = torch.randn(1600, 64, generator=torch.Generator().manual_seed(1)).half()
+    expected = run_dw(gpu, grad, x, packed)
+    x[3, 5], x[1599, 70] = torch.nan, torch.inf  # of the first part and of the last
+    dw = run_dw(gpu, grad, x, packed).transpose(0, 1).reshape(64, 128)
+    reached = torch.zeros(128, dtype=torch.bool)
+    reached[[5, 70]] = True
+    assert not dw[:, reached].isfinite().any()
+    assert torch.equal(dw[:, ~reached], expected.transpose(0, 1).reshape(64, 128)[:, ~reached])
+
+
 # ---- exact counts: 256 tokens, N = 64, K = 512 or 1024, all blocks of 64x64 kept, float16 ----
 def counts(gpu, call, columns):
     packed = BlockWeight.pack(torch.ones(64, columns, dtype=F16), 64, 64)

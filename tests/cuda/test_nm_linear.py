@@ -215,7 +215,7 @@ def test_what_a_stage_costs(gpu):
     # an mma.sp has to read 1.5 (64 x 64 a warp) + 1/16 of metadata, and the copies write 0.78
     assert stage["shared.load.wavefronts"] / mma(stage) == 1.5625
     assert stage["shared.copy.wavefronts"] / mma(stage) == 0.78125
-    assert long["inst"] - steady * mma(long) <= 4500  # all four warps: beginning and end
+    assert long["inst"] - steady * mma(long) <= 3700  # all four warps: beginning and end
 
 
 # ---- tile and split ----
