@@ -6,9 +6,10 @@
 //     column c    t0 t1 t2 ... t(width-1)       width = kVectors x lanes, up to 8 / R vectors
 //
 // A kept weight costs one broadcast and `width` multiply-adds whose operand is in L1 or L2; R rows
-// share each load of the panel. One token: scalar, x itself is the panel; with R = 1 and wide
-// blocks the dot product runs along the columns instead. Sums are float32, in the order of the
-// entries (of kSplit interleaved runs) and in pieces of kSumPiece terms: no dependence on threads.
+// share each load of the panel. One token: scalar, x itself is the panel; with R = 1 the dot product
+// runs along the entries instead, or along the columns of wide blocks. Sums are float32, in the order
+// of the entries (of kSplit interleaved runs, of lanes for one token) and in pieces of kSumPiece terms:
+// no dependence on threads.
 #pragma once
 
 #include "cpu/row_lanes.h"
@@ -112,6 +113,43 @@ EVOPRUNE_INLINE void dispatch_tokens(int vectors, const Strips<T, Index>& s, con
   tokens_tile<T, Index, R, kVectors>(s, panel, sums);
 }
 
+// The x of kLanes entries, one by one: 1.5 times as fast as the gather instruction on Zen 3.
+template <typename Index>
+EVOPRUNE_INLINE Vec gather(const float* x, const Index* columns) {
+  Vec r;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) r[i] = x[columns[i]];
+  return r;
+}
+
+// One token, one row of single columns: entries in lanes.
+template <typename T, typename Index>
+EVOPRUNE_INLINE float one_row(const T* w, const Index* columns, int64_t entries, const float* x) {
+  Vec acc[2] = {zero(), zero()};
+  int64_t e = 0;
+  for (; e + 2 * kLanes <= entries; e += 2 * kLanes) {
+    prefetch(reinterpret_cast<const char*>(w + e) + 2048);
+    prefetch(reinterpret_cast<const char*>(columns + e) + 1024);
+    acc[0] = fma(load(w + e), gather(x, columns + e), acc[0]);
+    acc[1] = fma(load(w + e + kLanes), gather(x, columns + e + kLanes), acc[1]);
+  }
+  if (e + kLanes <= entries) {
+    acc[0] = fma(load(w + e), gather(x, columns + e), acc[0]);
+    e += kLanes;
+  }
+  float rest = 0;
+  for (; entries < kLanes && e < entries; ++e) rest = fma(to_float(w[e]), x[columns[e]], rest);
+  if (e < entries) {  // a vector that ends with the row: what it repeats is 0 on both sides
+    const int64_t last = entries - kLanes;
+    IVec fresh;
+    for (int i = 0; i < kLanes; ++i) fresh[i] = i;
+    fresh = fresh >= broadcast(static_cast<int32_t>(e - last));
+    acc[1] = fma(keep_where(fresh, load(w + last)), keep_where(fresh, gather(x, columns + last)),
+                 acc[1]);
+  }
+  return sum(acc[0] + acc[1]) + rest;
+}
+
 // One token: sums [16].
 template <typename T, typename Index, int R>
 void one_token_tile(const Strips<T, Index>& s, const float* x, float* sums) {
@@ -119,6 +157,10 @@ void one_token_tile(const Strips<T, Index>& s, const float* x, float* sums) {
     const int64_t first = s.row_ptr[i], entries = s.row_ptr[i + 1] - first;
     const T* w = s.values + first * s.bk * R;
     const Index* columns = s.columns + first;
+    if (R == 1 && s.bk == 1) {
+      sums[i] = one_row(w, columns, entries, x);
+      continue;
+    }
     float acc[4][R] = {};
     if (R == 1 && s.bk >= kLanes) {
       Vec along = zero();

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from evoprune_kernels import ops
 from evoprune_kernels.formats import BitmaskWeight
 from tests.ops.linears import BITMASK, LAYOUTS, cut, poke
+from tests.tolerance import assert_accurate
 
 
 def test_literal():
@@ -35,6 +37,31 @@ def test_nan_and_infinity_reach_only_their_outputs(tokens, isa):
     bad[0] |= mask[:, 3]
     bad[-1] |= mask[:, 60]
     assert torch.equal(~BITMASK.call(x, packed, impl="cpu").isfinite(), bad)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("columns", [70, 70_000])
+def test_one_token_and_rows_of_every_length(stored, columns, isa):
+    """Rows of 0 to 69 entries, more than four vectors of any level: vectors, and the one that ends with the row."""
+    places = torch.stack([torch.randperm(columns)[:70].sort().values for _ in range(70)])
+    mask = torch.zeros(70, columns, dtype=torch.bool)
+    for row in range(70):
+        mask[row, places[row, :row]] = True
+    packed = BitmaskWeight.pack(torch.randn(70, columns), mask=mask)
+    packed = packed.quantize() if stored == torch.int8 else packed.to(stored)
+    x, weight = torch.randn(1, columns), packed.unpack().float()
+    truth = F.linear(x.double(), weight.double())
+    assert_accurate(ops.linear(x, packed), truth, F.linear(x, weight))
+
+
+def test_the_last_vector_of_a_row_adds_nothing_twice(isa):
+    """Infinity among the entries that it repeats is infinity once, not NaN."""
+    mask = torch.ones(1, 37, dtype=torch.bool)
+    packed = BitmaskWeight.pack(torch.ones(1, 37), mask=mask)
+    for column in range(37):
+        x = torch.ones(1, 37)
+        x[0, column] = float("inf")
+        assert BITMASK.call(x, packed, impl="cpu").tolist() == [[float("inf")]]
 
 
 CORRUPT = [
