@@ -5,7 +5,8 @@
 //   m  = lerp(m, g, 1 - beta1)
 //   v  = beta2 * v + (1 - beta2) * g * g           u = max(u, v) with amsgrad, else v
 //   w' = w * (1 - lr * weight_decay) - step_size * m / (sqrt(u) / root_correction2 + eps)
-//   w' = +0.0 where not mask;   importance += alpha * (value(w or w', grad) - importance)
+//   w' = +0.0 where not mask
+//   importance += alpha * (value(w or w', grad) - importance) unless lr = 0
 //
 //   memory a parameter, fp32, bytes     w  g  m  v  imp  mask
 //     read                              4  4  4  4   4    1        each byte once: the pass is

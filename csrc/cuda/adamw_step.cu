@@ -5,7 +5,8 @@
 //   m  = lerp(m, g, 1 - beta1)
 //   v  = beta2 * v + (1 - beta2) * g * g           u = max(u, v) with amsgrad, else v
 //   w' = w * (1 - lr * weight_decay) - rate * m / (sqrt(u) / root_correction2 + eps)
-//   w' = +0.0 where not mask;   importance += alpha * (value(w or w', grad) - importance)
+//   w' = +0.0 where not mask
+//   importance += alpha * (value(w or w', grad) - importance) unless lr = 0
 //   rate = lr / (1 - beta1^step),  root_correction2 = sqrt(1 - beta2^step)
 //
 //   memory a parameter, fp32, bytes     w  g  m  v  imp  mask
@@ -56,7 +57,7 @@ struct Adamw {
 };
 
 template <typename P, typename S, bool kUsual>
-__global__ void __launch_bounds__(kStepThreads, kStepBlocks<S>)
+__global__ void __launch_bounds__(kStepThreads, kStepBlocks<Adamw, S>)
     adamw_step_kernel(const __grid_constant__ StepLaunch<AdamwStepArgs> launch) {
   step_chunk<Adamw, P, S, kUsual>(launch);
 }

@@ -6,7 +6,8 @@
 //   b  = momentum * b + (1 - dampening) * d        b = d at a tensor's first step
 //   d  = b, or d + momentum * b with nesterov
 //   w' = w - lr * d
-//   w' = +0.0 where not mask;   importance += alpha * (value(w or w', grad) - importance)
+//   w' = +0.0 where not mask
+//   importance += alpha * (value(w or w', grad) - importance) unless lr = 0
 //
 //   memory a parameter, fp32, bytes     w  g  b  imp  mask
 //     read                              4  4  4   4    1           each byte once: the pass is
@@ -49,7 +50,7 @@ struct Sgd {
 };
 
 template <typename P, typename S, bool kUsual>
-__global__ void __launch_bounds__(kStepThreads, kStepBlocks<S>)
+__global__ void __launch_bounds__(kStepThreads, kStepBlocks<Sgd, S>)
     sgd_step_kernel(const __grid_constant__ StepLaunch<SgdStepArgs> launch) {
   step_chunk<Sgd, P, S, kUsual>(launch);
 }

@@ -38,10 +38,10 @@
 namespace evoprune::cuda {
 
 inline constexpr int kStepThreads = 256;
-// Blocks that a multiprocessor holds at the least, so registers a thread: 64, or 80 where moments
-// are rounded.
-template <typename S>
-inline constexpr int kStepBlocks = sizeof(S) == 2 ? 3 : 4;
+// Blocks that a multiprocessor holds at the least, so registers a thread: 64, or 80 where two
+// moments are rounded.
+template <typename Optimizer, typename S>
+inline constexpr int kStepBlocks = Optimizer::kSquares && sizeof(S) == 2 ? 3 : 4;
 inline constexpr int kStepVector = 4;
 inline constexpr int64_t kStepChunk = 4096;  // a multiple of what a block does in one turn
 static_assert(kStepChunk % (kStepThreads * kStepVector) == 0, "no ragged turn inside a tensor");
@@ -82,15 +82,18 @@ __global__ void __launch_bounds__(kStepThreads)
   if (i >= launch.count) return;
   const StepShared& shared = launch.args.shared;
   const StepCount& count = launch.at[i];
-  StepFactors factors{};
-  factors.step = kSkipped;
-  if (read(shared.found_inf) == 0) {  // NaN is no zero
-    float step = count.value;
-    if (count.step != nullptr) *count.step = step = *count.step + 1.0f;
-    factors = Optimizer::factors(launch.args, read(shared.lr), step);
-    factors.grad_scale = static_cast<float>(read(shared.grad_scale));
-    factors.step = static_cast<uint32_t>(step);
+  if (read(shared.found_inf) != 0) {  // NaN is no zero
+    shared.factors[count.index] = {.step = kSkipped};
+    return;
   }
+  float step = count.value;
+  if (count.step != nullptr) *count.step = step = *count.step + 1.0f;
+  const double lr = read(shared.lr);
+  const bool averages = shared.rule != StepRule::none && lr != 0;
+  StepFactors factors = Optimizer::factors(launch.args, lr, step);
+  factors.grad_scale = static_cast<float>(read(shared.grad_scale));
+  factors.step = static_cast<uint32_t>(step);
+  factors.averages = averages;
   shared.factors[count.index] = factors;
 }
 
@@ -125,7 +128,7 @@ __device__ __forceinline__ void step_elements(const typename Optimizer::Args& ar
                                               const StepTensor& t, const StepFactors& factors,
                                               int64_t i) {
   const StepShared& shared = args.shared;
-  const bool masked = t.mask != nullptr, averages = shared.rule != StepRule::none;
+  const bool masked = t.mask != nullptr, averages = factors.averages != 0;
   const bool decays = !kUsual && shared.decays_masked;
   const StepPoint point = kUsual ? StepPoint::stored : shared.point;
   StepCells<kCount> c;

@@ -43,6 +43,7 @@ struct alignas(16) StepFactors {
   float weight_factor;     // AdamW: 1 - lr * weight_decay
   float grad_scale;        // gradients are divided by it
   uint32_t step;           // the number of this step; kSkipped: found_inf is not 0
+  uint32_t averages;       // whether the importance moves: there is a rule, and lr is not 0
 };
 inline constexpr uint32_t kSkipped = 0xFFFFFFFF;
 

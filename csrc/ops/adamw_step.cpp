@@ -33,7 +33,7 @@ void launch(const StepEntries entries, const AdamwOptions& o, const StepOptions&
   args.square_weight = static_cast<float>(1 - o.beta2);
   args.eps = static_cast<float>(o.eps);
   args.weight_factor = static_cast<float>(1 - o.lr * o.weight_decay);
-  launch_steps(kernels().adamw_step, args, options, grad_scale, entries);
+  launch_steps(kernels().adamw_step, args, options, o.lr, grad_scale, entries);
 }
 
 void adamw_step_inputs(const StepInputs& in, bool amsgrad, const AdamwOptions& o) {

@@ -20,7 +20,7 @@ void launch(const StepEntries entries, const SgdOptions& o, const StepOptions& o
   args.weight_decay = static_cast<float>(o.weight_decay);
   args.decays = o.weight_decay != 0;
   args.nesterov = o.nesterov;
-  launch_steps(kernels().sgd_step, args, options, grad_scale, entries);
+  launch_steps(kernels().sgd_step, args, options, o.lr, grad_scale, entries);
 }
 
 void sgd_step_inputs(const StepInputs& in, const SgdOptions& o) {

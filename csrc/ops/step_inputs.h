@@ -47,10 +47,12 @@ void run_entries(int64_t address, int64_t count, const StepOptions& options, con
 }
 
 // Runs the kernel once for each pair of dtypes in the list, over chunks of all its tensors at once.
+// A step with a learning rate of 0 advances no importance.
 template <typename Args>
 void launch_steps(void (*kernel)(const Args&, int64_t, int64_t), Args args,
-                  const StepOptions& options, double grad_scale, const StepEntries entries) {
-  args.list.rule = step_rule(options.rule);
+                  const StepOptions& options, double lr, double grad_scale,
+                  const StepEntries entries) {
+  args.list.rule = lr == 0 ? StepRule::none : step_rule(options.rule);
   args.list.point = step_point(options);
   args.list.sparse_decay = static_cast<float>(options.sparse_decay);
   args.list.decays_masked = options.sparse_decay != 0;

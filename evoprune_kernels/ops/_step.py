@@ -100,6 +100,12 @@ def keeps_state(rule: str) -> bool:
     return rule in KERNEL_RULES
 
 
+def moving_rule(rule: str, lr: float | Tensor) -> str:
+    """The rule whose importance a kernel advances, or "none"; whether a tensor lr is 0 is for the kernel to see."""
+    moves = keeps_state(rule) and (isinstance(lr, Tensor) or lr != 0)
+    return rule if moves else "none"
+
+
 def weight_seen(rule: str, point: str) -> str:
     """Which weight the importance looks at, as csrc/core/step_rule.h has it: "before", "updated" or "stored"."""
     if not keeps_state(rule):

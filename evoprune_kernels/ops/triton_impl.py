@@ -201,11 +201,14 @@ def decay_masked(
 
 @triton.jit
 def put_weight(
-    row_ptr, param_ptr, at, inside, old, new, gradient, factor, random,
-    MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr, FROM_STATE: tl.constexpr,
-    ALIGNED: tl.constexpr, SEEDED: tl.constexpr,
+    row_ptr, param_ptr, lr_ptr, at, inside, old, new, gradient, factor, random,
+    TENSOR_LR: tl.constexpr, MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr,
+    FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr, SEEDED: tl.constexpr,
 ):  # fmt: skip
-    """Stores the new weight, +0.0 where masks prune it, and advances the importance of the weight that it has SEEN."""
+    """Stores the new weight, +0.0 where masks prune it, and advances the importance of the weight that it has SEEN.
+
+    With an lr of 0 the importance stays; of a number the launcher knows it (``_step.moving_rule``).
+    """
     updated = rounded(new, param_ptr.dtype.element_ty, random, 0, SEEDED)
     stored = updated
     if MASKS == "zero":
@@ -213,8 +216,11 @@ def put_weight(
     stored = stored.to(param_ptr.dtype.element_ty)
     tl.store(param_ptr + at, stored, mask=inside)
     if RULE != "none":
+        moving = inside
+        if TENSOR_LR:
+            moving = tl.where(tl.load(lr_ptr).to(tl.float64) != 0, inside, False)
         state_ptr = tensor_at(row_ptr, 5, tl.float32, ALIGNED) + at
-        state = tl.load(state_ptr, mask=inside, other=0.0)
+        state = tl.load(state_ptr, mask=moving, other=0.0)
         if SEEN == "before":
             weight = old
         elif SEEN == "updated":
@@ -223,4 +229,4 @@ def put_weight(
             tl.static_assert(SEEN == "stored")
             weight = stored.to(tl.float32)
         value = importance_value(weight, gradient, RULE)
-        tl.store(state_ptr, average(state, value, factor, FROM_STATE), mask=inside)
+        tl.store(state_ptr, average(state, value, factor, FROM_STATE), mask=moving)

@@ -4,15 +4,14 @@ A step that a gradient scaler skips (``found_inf`` is not 0) does not count, nor
 Where these numbers lie on a device, reading one waits for all that was launched before. So::
 
     step t      chooses masks, ends a window of "platon", or is a parameter's first:  read now, wait
-                any other:  the op reads found_inf on the device and the answer is sent to the host;
-                            prune_step = t, as if the step counted
-    step t + 1  first takes that answer, which has long arrived: where step t did not count, prune_step is t - 1 again
+                any other:  the op reads both on the device: found_inf stops everything, an lr of 0 the averages;
+                            the answers are sent to the host; prune_step = t, as if the step counted
+    step t + 1  first takes the answers, which have long arrived: where step t did not count, prune_step is t - 1 again
 
-Whoever else needs the count takes the answer first: ``state_dict``, pickling, ``refresh_masks_``,
+To choose masks takes many launches, so the host must know. A first step makes its states, which waits anyway.
+
+Whoever else needs the count takes the answers first: ``state_dict``, pickling, ``refresh_masks_``,
 ``sparsity_report``. Only ``group["prune_step"]`` itself, read between two steps, may be one too high.
-
-A learning rate on a device is read now as well in the steps that move an average: with 0 it does not move, and the op
-takes no such condition.
 """
 
 from __future__ import annotations
@@ -60,14 +59,13 @@ class Answer:
     late: tuple[tuple[Flag, bool], ...] = ()  # the step counts if every flag is as it should be
 
 
-def ask(found_inf: Tensor | None, lr: float | Tensor, *, now: bool, averages: bool) -> Answer:
+def ask(found_inf: Tensor | None, lr: float | Tensor, *, now: bool) -> Answer:
     """Whether a step is made, and counts.
 
     Args:
         found_inf: of a gradient scaler, or None.
         lr: the learning rate.
         now: nothing may be left for later.
-        averages: whether the step moves an average unless ``lr`` is 0.
     """
     late: list[tuple[Flag, bool]] = []
     if found_inf is not None:
@@ -77,7 +75,7 @@ def ask(found_inf: Tensor | None, lr: float | Tensor, *, now: bool, averages: bo
             found_inf = None
         else:
             late.append((Flag(found_inf), True))
-    if isinstance(lr, Tensor) and not (now or averages or on_host(lr)):
+    if isinstance(lr, Tensor) and not (now or on_host(lr)):
         late.append((Flag(lr), False))
     elif float(lr) == 0.0:
         return Answer(counts=False, found_inf=found_inf)

@@ -199,7 +199,7 @@ class Pruning(Masking):
         found_inf, lr = getattr(self, "found_inf", None), group["lr"]
         far = [x for x in (found_inf, lr) if isinstance(x, Tensor) and not on_host(x)]
         now = bool(far) and (config.due(t) or config.window_ends(t) or self._has_new(group))
-        return ask(found_inf, lr, now=now, averages=config.averages(t))
+        return ask(found_inf, lr, now=now)
 
     def _has_new(self, group: Group) -> bool:
         """Whether a parameter is about to be stepped for the first time."""

@@ -43,7 +43,9 @@ class AdamW(Pruning, torch.optim.AdamW):
         fused kernels are wrong: parameters and gradients of different strides, parameters with gaps and a
         ``found_inf`` of more than 1 are handled as they should be. Biases and norms of a pruned group are stepped
         without a mask.
-        Steps with ``lr == 0`` and steps that a gradient scaler skips do not advance the pruning. Deterministic.
+        Steps with ``lr == 0`` and steps that a gradient scaler skips do not advance the pruning. For an lr or a
+        ``found_inf`` on a device the host waits only where masks are chosen, a window of "platon" ends or a parameter
+        takes its first step; with fp16 and fp64 parameters in every step. Deterministic.
 
     Source:
         Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.

@@ -45,7 +45,8 @@ class SGD(Pruning, torch.optim.SGD):
         the CPU, an overflow in the first step with momentum, a ``found_inf`` of more than 1, parameters that get their
         first gradient later than others, and DTensors are handled as they should be. Biases and norms of a pruned group
         are stepped without a mask. Steps with ``lr == 0`` and steps that a gradient scaler skips do not advance the
-        pruning. Deterministic.
+        pruning. For an lr or a ``found_inf`` on a device the host waits only where masks are chosen, a window of
+        "platon" ends or a parameter takes its first step; with fp16 and fp64 parameters in every step. Deterministic.
 
     Source:
         Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013.

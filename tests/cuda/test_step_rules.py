@@ -13,7 +13,15 @@ from tests.cuda import test_sgd_step as cuda_sgd
 from tests.cuda.steps import each_dtype, flat, footprint, problem, unaligned
 from tests.ops import test_adamw_step as adamw
 from tests.ops import test_sgd_step as sgd
-from tests.ops.steps import POINT_OF, Problem, assert_the_point, same_bits
+from tests.ops.steps import (
+    POINT_OF,
+    TINY_RATES,
+    ZERO_RATES,
+    Problem,
+    assert_no_importance_moves,
+    assert_the_point,
+    same_bits,
+)
 
 #: (the step on CUDA and the reference, the op on the CPU)
 each_optimizer = pytest.mark.parametrize(
@@ -83,6 +91,22 @@ def test_bf16_importance_is_refused_with_its_reason(gpu, cuda, cpu):
         cuda.step(gpu, p, rule="evolution", alpha=0.5, seed=3)
     assert gpu.launches == []
     assert same_bits(p.written(), before.written())
+
+
+@each_optimizer
+@each_rule
+@pytest.mark.parametrize("lr", ZERO_RATES.values(), ids=ZERO_RATES)
+def test_a_learning_rate_of_zero_moves_no_importance(gpu, cuda, cpu, rule, lr):
+    p = problem([(3, 41), (33,), (4101,)])
+    assert_no_importance_moves(functools.partial(cuda.step, gpu), p, lr=lr, rule=rule, alpha=0.5)
+
+
+@each_optimizer
+@pytest.mark.parametrize("lr", TINY_RATES.values(), ids=TINY_RATES)
+def test_any_other_learning_rate_does(gpu, cuda, cpu, lr):
+    p = problem([(33,)])
+    cuda.step(gpu, p, lr=lr, rule="evolution_abs", alpha=1.0)
+    assert same_bits(p.importances, [w.abs() for w in p.params])
 
 
 ERRORS = {

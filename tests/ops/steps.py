@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,6 +83,11 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
     )  # fmt: skip
 
 
+def alike(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Equality but for what a compiler may fuse, of a multiplication and an addition."""
+    return all(torch.allclose(x, y, rtol=1e-5, equal_nan=True) for x, y in zip(a, b, strict=True))
+
+
 #: what the ops take as ``rule``
 RULES = ("none", "magnitude", "evolution", "evolution_abs", "taylor", "movement")
 #: rules with a state, and where they look by default
@@ -116,6 +122,28 @@ def assert_the_point(step: Callable[..., None], p: Problem, rule: str, point: st
     weights = weights_seen(step, before, p, rule, point)
     expected = [VALUES[rule](w.float(), g.float()) for w, g in zip(weights, p.grads, strict=True)]
     assert same_bits(p.importances, expected)
+
+
+#: learning rates with which no importance moves, and the smallest with which it does
+ZERO_RATES = {
+    "number": 0.0, "negative": -0.0, "tensor": torch.tensor(0.0), "double": torch.zeros(1, dtype=torch.float64),
+    "bfloat16": torch.tensor(-0.0, dtype=torch.bfloat16),
+}  # fmt: skip
+TINY_RATES = {"number": 5e-324, "tensor": torch.tensor(5e-324, dtype=torch.float64)}
+
+
+def assert_no_importance_moves(
+    step: Callable[..., None], p: Problem, same: Callable[..., bool] = same_bits, **options: Any
+) -> None:
+    """All else is the ``same`` as after a step without a rule, whatever the values; ``step(problem, **options)``."""
+    for i, importance in enumerate(p.importances):
+        importance.view(-1)[::2] = (-0.0, 3.0, torch.nan)[i % 3]
+        p.grads[i].view(-1)[::3] = (torch.nan, torch.inf)[i % 2]
+    plain = p.copy()
+    step(p, **options)
+    step(plain, **{**options, "rule": "none"})
+    assert same_bits(p.importances, plain.importances)
+    assert same(p.written(), plain.written())
 
 
 def decayed(problem: Problem, i: int, g: Tensor, sparse_decay: float) -> Tensor:

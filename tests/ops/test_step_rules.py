@@ -17,8 +17,11 @@ from tests.ops import test_sgd_step as sgd
 from tests.ops.steps import (
     POINT_OF,
     RULES,
+    TINY_RATES,
     VALUES,
+    ZERO_RATES,
     Problem,
+    assert_no_importance_moves,
     assert_the_point,
     same_bits,
     weights_seen,
@@ -192,6 +195,38 @@ def test_nan_reaches_the_importance_that_saw_it(module, impl, rule, point):
     found = [3, 37] if product else [3] if point == "post" else []
     assert p.importances[0].isnan().nonzero().flatten().tolist() == found
     assert p.params[0].isnan().nonzero().flatten().tolist() == [3]
+
+
+@each_optimizer
+@each_impl
+@each_rule
+@pytest.mark.parametrize("lr", ZERO_RATES.values(), ids=ZERO_RATES)
+def test_a_learning_rate_of_zero_moves_no_importance(module, impl, rule, lr, isa):
+    p = Problem.make()
+    p.draw_gradients(0)
+    step = functools.partial(module.step, impl=impl)
+    assert_no_importance_moves(step, p, lr=lr, rule=rule, alpha=0.5)
+
+
+@each_optimizer
+@pytest.mark.parametrize(
+    "lr", [ZERO_RATES["number"], ZERO_RATES["tensor"]], ids=["number", "tensor"]
+)
+def test_nor_does_it_on_the_short_way_or_with_a_seed(module, lr):
+    for options in ({}, {"seed": 3}):
+        p = Problem.make(dtype=torch.bfloat16)
+        p.draw_gradients(0)
+        assert_no_importance_moves(module.step, p, lr=lr, rule="taylor", alpha=0.5, **options)
+
+
+@each_optimizer
+@each_impl
+@pytest.mark.parametrize("lr", TINY_RATES.values(), ids=TINY_RATES)
+def test_any_other_learning_rate_does(module, impl, lr):
+    p = Problem.make([(33,)])
+    p.draw_gradients(0)
+    module.step(p, impl, lr=lr, rule="evolution_abs", alpha=1.0)
+    assert same_bits(p.importances, [w.abs() for w in p.params])
 
 
 ERRORS = {  # what is wrong -> (options, message of Python, message of C++)

@@ -20,6 +20,7 @@ CLASSES = [
     pytest.param(ek.optim.SGD, {"momentum": 0.9}, id="sgd"),
 ]
 SKIPPED = (0, 3, 4, 6)  # of the calls of step(); 6 would choose masks
+RATES = (0.05, 0.02, 0.0, 0.0, 0.1, 0.0, 0.05, 0.05, 0.0, 0.02, 0.0, 0.02, 0.02, 0.1)
 
 
 class Reads(TorchDispatchMode):
@@ -50,8 +51,11 @@ def far(monkeypatch):
     return mark
 
 
-def train(cls, kwargs, config, mark, lr=0.05, groups=1, steps=14):
-    """The optimizer, its parameters, and for every step the count and how often it read a marked tensor."""
+def train(cls, kwargs, config, mark, lr=0.05, groups=1, steps=14, rates=()):
+    """The optimizer, its parameters, and for every step the count and how often it read a marked tensor.
+
+    ``rates``: the learning rates of the steps, which go into ``lr`` where that is a tensor.
+    """
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(8, 16)) for _ in range(2 * groups)]
     lists = [{"params": params[2 * i : 2 * i + 2]} for i in range(groups)]
@@ -61,6 +65,8 @@ def train(cls, kwargs, config, mark, lr=0.05, groups=1, steps=14):
     for call in range(steps):
         for p in params:
             p.grad = torch.randn(8, 16, generator=generator)
+        for group in optimizer.param_groups if rates else ():
+            group["lr"] = lr.fill_(rates[call]) if isinstance(lr, torch.Tensor) else rates[call]
         optimizer.found_inf = mark(torch.tensor(float(call in SKIPPED)))
         optimizer.grad_scale = torch.tensor(2.0)
         learning_rates = [lr] if isinstance(lr, torch.Tensor) else []
@@ -135,15 +141,39 @@ def test_whoever_needs_the_count_gets_the_right_one(far, settled):
     assert settled(optimizer) == 2
 
 
-@pytest.mark.parametrize("importance, reads", [("magnitude", 0), ("evolution", 1)])
-def test_a_learning_rate_of_a_device(far, importance, reads):
-    """It is read where an average moves, which it does not with 0; elsewhere it is not."""
-    config = ek.PruneConfig("2:4", importance=importance, start=100, every=1)
-    lr = torch.tensor(0.05)
-    optimizer, _, _, seen = train(ek.optim.AdamW, {}, config, far, lr=lr, steps=4)
-    assert seen[2] == reads
-    lr.zero_()
-    before = optimizer.param_groups[0]["prune_step"]
-    optimizer.found_inf = torch.tensor(0.0)
-    optimizer.step()
-    assert optimizer.state_dict()["param_groups"][0]["prune_step"] == before - 1 == 2
+@pytest.mark.parametrize(("cls", "kwargs"), CLASSES)
+@pytest.mark.parametrize("importance", ["evolution", "movement", "magnitude", "platon"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_learning_rate_of_a_device_that_is_zero_at_times(far, cls, kwargs, importance, dtype):
+    """As with a number, and read only in first steps and where masks are chosen or a window ends."""
+    options = {"window": 3} if importance == "platon" else {}
+    config = ek.PruneConfig("2:4", importance=importance, start=4, end=6, every=2, **options)
+    rates = torch.tensor(RATES, dtype=dtype).tolist()  # numbers that the tensor holds too
+    lr = torch.tensor(1.0, dtype=dtype)
+    near = train(cls, kwargs, config, lambda t: t, rates=rates)
+    ours = train(cls, kwargs, config, far, lr=lr, rates=rates)
+    for a, b in zip(states(*near[:2]), states(*ours[:2]), strict=True):
+        assert torch.equal(a, b)
+    ours_group, near_group = (run[0].state_dict()["param_groups"][0] for run in (ours, near))
+    assert ours_group["prune_step"] == 6
+    assert {**ours_group, "lr": 0} == {**near_group, "lr": 0}
+    tried = [count + 1 for count in (0, *near[2][:-1])]
+    waits = [config.due(t) or config.window_ends(t) or call < 2 for call, t in enumerate(tried)]
+    assert [seen > 0 for seen in ours[3]] == waits
+
+
+def test_a_learning_rate_of_a_device_alone_is_never_read_while_an_average_moves(far):
+    lr = far(torch.tensor(0.05))
+    param = torch.nn.Parameter(torch.randn(8, 16))
+    param.grad = torch.randn(8, 16)
+    config = ek.PruneConfig("2:4", importance="evolution", start=100)
+    optimizer = ek.optim.AdamW([param], lr=lr, prune=config, fused=True)
+    optimizer.step()  # the first step waits
+    for rate in (0.0, 0.02):
+        before = optimizer.state[param]["importance"].clone()
+        lr.fill_(rate)
+        with Reads([lr]) as seen:
+            optimizer.step()
+        assert seen.count == 0
+        assert torch.equal(optimizer.state[param]["importance"], before) == (rate == 0)
+    assert optimizer.state_dict()["param_groups"][0]["prune_step"] == 2

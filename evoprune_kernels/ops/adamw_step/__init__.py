@@ -71,7 +71,7 @@ def adamw_step_(
     ``g = grad / grad_scale``, ``-g`` if ``maximize``; ``g += sparse_decay * w where not mask``; ``step += 1``;
     ``m = lerp(m, g, 1 - beta1)``; ``v = beta2 * v + (1 - beta2) * g**2``; ``u = max(u, v)`` if ``amsgrad`` else ``v``;
     ``w' = (1 - lr * weight_decay) * w - lr / (1 - beta1**step) * m / (sqrt(u) / sqrt(1 - beta2**step) + eps)``;
-    ``w' = 0 where not mask`` without ``sparse_decay``; ``importance += alpha * (x - importance)``;
+    ``w' = 0 where not mask`` without ``sparse_decay``; ``importance += alpha * (x - importance)`` unless ``lr == 0``;
     ``x = w'`` (evolution), ``|w'|`` (evolution_abs), ``|w * grad|`` (taylor) or ``-w * grad`` (movement)
 
     Args:
@@ -117,9 +117,9 @@ def adamw_step_(
         others through a contiguous copy. fp16 and fp64 parameters take the reference. So do CPU tensors with a
         seed, since the kernels there round to nearest only, and importances in bf16, since all kernels keep fp32.
         With a seed the random bits are those of Philox 4x32-10, counted by the seed, the step, the index of the tensor
-        in the list and that of the element in the tensor: they depend on neither device nor layout. On CUDA nothing
-        waits for the device: steps, a tensor lr, grad_scale and found_inf are read there; steps on the CPU are taken
-        too, but then found_inf has to be waited for.
+        in the list and that of the element in the tensor: they depend on neither device nor layout. On CUDA the
+        kernels do not wait for the device: steps, a tensor lr, grad_scale and found_inf are read there. Steps on the
+        CPU are taken too, but then found_inf has to be waited for; the reference waits for all of them.
 
     Source:
         Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019; rules:

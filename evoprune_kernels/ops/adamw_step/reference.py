@@ -69,6 +69,6 @@ def adamw_step_reference(
         new = w - (rate / (1 - beta1**t)) * m / denominator
         _step.write_weight(
             param, new, gradient, mask=mask, sparse_decay=sparse_decay,
-            importance=importances[i] if importances else None, rule=rule, point=point,
+            importance=importances[i] if importances and rate != 0 else None, rule=rule, point=point,
             alpha=alpha, rounding=rounding,
         )  # fmt: skip

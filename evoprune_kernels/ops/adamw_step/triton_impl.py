@@ -73,12 +73,12 @@ def adamw_prepare_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def adamw_step_kernel(
-    table_ptr, factors_ptr, scale_ptr, found_ptr, count,
+    table_ptr, factors_ptr, lr_ptr, scale_ptr, found_ptr, count,
     moment_factor, beta2, square_weight, eps, sign, alpha_factor, sparse_decay,
-    P: tl.constexpr, S: tl.constexpr, AMSGRAD: tl.constexpr, HAS_SCALE: tl.constexpr,
-    HAS_FOUND: tl.constexpr, MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr,
-    MOMENT_FROM_STATE: tl.constexpr, FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr,
-    SEEDED: tl.constexpr, CHUNK: tl.constexpr,
+    P: tl.constexpr, S: tl.constexpr, AMSGRAD: tl.constexpr, TENSOR_LR: tl.constexpr,
+    HAS_SCALE: tl.constexpr, HAS_FOUND: tl.constexpr, MASKS: tl.constexpr, RULE: tl.constexpr,
+    SEEN: tl.constexpr, MOMENT_FROM_STATE: tl.constexpr, FROM_STATE: tl.constexpr,
+    ALIGNED: tl.constexpr, SEEDED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     if HAS_FOUND:  # noqa: SIM102 (a constant: without a scaler nothing is read)
         if tl.load(found_ptr) != 0:
@@ -117,8 +117,8 @@ def adamw_step_kernel(
     denominator = tl.div_rn(tl.sqrt_rn(v), root) + eps
     new = old * decay - tl.div_rn(step_size * m, denominator)
     put_weight(
-        row_ptr, param_ptr, at, inside, old, new, gradient, alpha_factor, a,
-        MASKS, RULE, SEEN, FROM_STATE, ALIGNED, SEEDED,
+        row_ptr, param_ptr, lr_ptr, at, inside, old, new, gradient, alpha_factor, a,
+        TENSOR_LR, MASKS, RULE, SEEN, FROM_STATE, ALIGNED, SEEDED,
     )  # fmt: skip
 
 
@@ -140,26 +140,28 @@ def adamw_step_triton(
         lists[0], lists[-3], lists[-2], rule=rule, point=point, alpha=alpha,
         sparse_decay=sparse_decay,
     )  # fmt: skip
-    tensor_lr = isinstance(lr, Tensor)
     numbers = (0.0 if isinstance(lr, Tensor) else lr, beta1, beta2, weight_decay)
-    flags = {"HAS_FOUND": found_inf is not None, "enable_fp_fusion": True}
+    flags = {
+        "TENSOR_LR": isinstance(lr, Tensor), "HAS_FOUND": found_inf is not None,
+        "enable_fp_fusion": True,
+    }  # fmt: skip
     _step_table.advance_empty(lists, found_inf)
     first_weight = 1 - beta1
     with _step_table.row_by_row(lists, seed) as rows:
         for table in _step_table.tables(rows, numbers, seed):
             factors = torch.empty(table.count, 3, device=table.rows.device)
+            rate = lr if isinstance(lr, Tensor) else factors
             found = factors if found_inf is None else found_inf
             adamw_prepare_kernel[(triton.cdiv(table.count, TENSORS),)](
-                table.rows, factors, lr if tensor_lr else factors, found, table.count,
-                TENSOR_LR=tensor_lr, TENSORS=TENSORS, **flags,
+                table.rows, factors, rate, found, table.count, TENSORS=TENSORS, **flags,
             )  # fmt: skip
             adamw_step_kernel[(table.chunks,)](
-                table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
+                table.rows, factors, rate, factors if grad_scale is None else grad_scale, found, table.count,
                 first_weight if first_weight < 0.5 else first_weight - 1, beta2, 1 - beta2, eps,
                 -1.0 if maximize else 1.0, alpha if alpha < 0.5 else alpha - 1, float(sparse_decay),
                 P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], AMSGRAD=amsgrad,
                 HAS_SCALE=grad_scale is not None, MASKS=_step_table.use_of_masks(lists, sparse_decay),
-                RULE=rule if _step.keeps_state(rule) else "none",
+                RULE=_step.moving_rule(rule, lr),
                 SEEN=_step.weight_seen(rule, point), FROM_STATE=alpha < 0.5,
                 MOMENT_FROM_STATE=first_weight < 0.5, ALIGNED=table.aligned, SEEDED=table.seeded,
                 CHUNK=_step_table.CHUNK, **flags,

@@ -69,7 +69,7 @@ def sgd_step_(
     ``d = g + weight_decay * w``;
     ``b = momentum * b + (1 - dampening) * d``, or ``b = d`` where ``step == 0``; ``step += 1``;
     ``d = d + momentum * b`` if ``nesterov``, else ``b``; ``w' = w - lr * d``;
-    ``w' = 0 where not mask`` without ``sparse_decay``; ``importance += alpha * (x - importance)``;
+    ``w' = 0 where not mask`` without ``sparse_decay``; ``importance += alpha * (x - importance)`` unless ``lr == 0``;
     ``x = w'`` (evolution), ``|w'|`` (evolution_abs), ``|w * grad|`` (taylor) or ``-w * grad`` (movement)
 
     Args:
@@ -113,9 +113,9 @@ def sgd_step_(
         others through a contiguous copy. fp16 and fp64 parameters take the reference. So do CPU tensors with a
         seed, since the kernels there round to nearest only, and importances in bf16, since all kernels keep fp32.
         With a seed the random bits are those of Philox 4x32-10, counted by the seed, the step, the index of the tensor
-        in the list and that of the element in the tensor: they depend on neither device nor layout. On CUDA nothing
-        waits for the device: steps, a tensor lr, grad_scale and found_inf are read there; steps on the CPU are taken
-        too, but then found_inf has to be waited for.
+        in the list and that of the element in the tensor: they depend on neither device nor layout. On CUDA the
+        kernels do not wait for the device: steps, a tensor lr, grad_scale and found_inf are read there. Steps on the
+        CPU are taken too, but then found_inf has to be waited for; the reference waits for all of them.
 
     Source:
         Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013, in the form of

@@ -60,6 +60,6 @@ def sgd_step_reference(
             d = d + momentum * b if nesterov else b
         _step.write_weight(
             param, w - rate * d, gradient, mask=mask, sparse_decay=sparse_decay,
-            importance=importances[i] if importances else None, rule=rule, point=point,
+            importance=importances[i] if importances and rate != 0 else None, rule=rule, point=point,
             alpha=alpha, rounding=rounding,
         )  # fmt: skip

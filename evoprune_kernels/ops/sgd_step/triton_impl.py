@@ -66,12 +66,12 @@ def sgd_prepare_kernel(
 
 @triton.jit(do_not_specialize=["count"])
 def sgd_step_kernel(
-    table_ptr, factors_ptr, scale_ptr, found_ptr, count,
+    table_ptr, factors_ptr, lr_ptr, scale_ptr, found_ptr, count,
     momentum, undamped, decay, sign, alpha_factor, sparse_decay,
     P: tl.constexpr, S: tl.constexpr, HAS_MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
-    HAS_DECAY: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_FOUND: tl.constexpr,
-    MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr, FROM_STATE: tl.constexpr,
-    ALIGNED: tl.constexpr, SEEDED: tl.constexpr, CHUNK: tl.constexpr,
+    HAS_DECAY: tl.constexpr, TENSOR_LR: tl.constexpr, HAS_SCALE: tl.constexpr,
+    HAS_FOUND: tl.constexpr, MASKS: tl.constexpr, RULE: tl.constexpr, SEEN: tl.constexpr,
+    FROM_STATE: tl.constexpr, ALIGNED: tl.constexpr, SEEDED: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     if HAS_FOUND:  # noqa: SIM102 (a constant: without a scaler nothing is read)
         if tl.load(found_ptr) != 0:
@@ -102,8 +102,8 @@ def sgd_step_kernel(
         tl.store(buffer_ptr, rounded(b, S, a, 1, SEEDED), mask=inside)
         d = d + momentum * b if NESTEROV else b
     put_weight(
-        row_ptr, param_ptr, at, inside, old, old - lr * d, gradient, alpha_factor, a,
-        MASKS, RULE, SEEN, FROM_STATE, ALIGNED, SEEDED,
+        row_ptr, param_ptr, lr_ptr, at, inside, old, old - lr * d, gradient, alpha_factor, a,
+        TENSOR_LR, MASKS, RULE, SEEN, FROM_STATE, ALIGNED, SEEDED,
     )  # fmt: skip
 
 
@@ -131,25 +131,27 @@ def sgd_step_triton(
         sparse_decay=sparse_decay,
     )  # fmt: skip
     lists = _lists(lists, momentum)
-    tensor_lr = isinstance(lr, Tensor)
-    flags = {"HAS_FOUND": found_inf is not None, "enable_fp_fusion": True}
+    flags = {
+        "TENSOR_LR": isinstance(lr, Tensor), "HAS_FOUND": found_inf is not None,
+        "enable_fp_fusion": True,
+    }  # fmt: skip
     _step_table.advance_empty(lists, found_inf)
     with _step_table.row_by_row(lists, seed) as rows:
         for table in _step_table.tables(rows, [0.0 if isinstance(lr, Tensor) else lr], seed):
             factors = torch.empty(table.count, 2, device=table.rows.device)
+            rate = lr if isinstance(lr, Tensor) else factors
             found = factors if found_inf is None else found_inf
             sgd_prepare_kernel[(triton.cdiv(table.count, TENSORS),)](
-                table.rows, factors, lr if tensor_lr else factors, found, table.count,
-                TENSOR_LR=tensor_lr, TENSORS=TENSORS, **flags,
+                table.rows, factors, rate, found, table.count, TENSORS=TENSORS, **flags,
             )  # fmt: skip
             sgd_step_kernel[(table.chunks,)](
-                table.rows, factors, factors if grad_scale is None else grad_scale, found, table.count,
+                table.rows, factors, rate, factors if grad_scale is None else grad_scale, found, table.count,
                 float(momentum), 1.0 - dampening, float(weight_decay), -1.0 if maximize else 1.0,
                 alpha if alpha < 0.5 else alpha - 1, float(sparse_decay),
                 P=TYPES[table.param_dtype], S=TYPES[table.state_dtype], HAS_MOMENTUM=momentum != 0,
                 NESTEROV=nesterov, HAS_DECAY=weight_decay != 0, HAS_SCALE=grad_scale is not None,
                 MASKS=_step_table.use_of_masks(lists, sparse_decay),
-                RULE=rule if _step.keeps_state(rule) else "none",
+                RULE=_step.moving_rule(rule, lr),
                 SEEN=_step.weight_seen(rule, point), FROM_STATE=alpha < 0.5,
                 ALIGNED=table.aligned, SEEDED=table.seeded, CHUNK=_step_table.CHUNK, **flags,
             )  # fmt: skip
