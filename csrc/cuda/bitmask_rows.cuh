@@ -88,7 +88,7 @@ class RowSource {
   using S = typename C::Stored;
 
  public:
-  // Row n of the weight to row `row` of shared memory; n may lie beyond the last one.
+  // Row n of the weight, to the row of shared memory that is the thread's; n may lie beyond the last.
   __device__ __forceinline__ RowSource(const BitmaskLinearArgs& args, int64_t n, uint32_t words,
                                        uint32_t values)
       : to_words_(words + threadIdx.x / kOfRow * C::kWordsRow),

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 
 from evoprune_kernels.ops import _triton
 from evoprune_kernels.ops.sgd_step.reference import sgd_step_reference
-from tests.ops.steps import (
-    POINT_OF,
-    TINY_RATES,
-    ZERO_RATES,
-    Problem,
-    alike,
-    assert_no_importance_moves,
-    assert_the_point,
-    same_bits,
-)
+from tests.ops.steps import Problem, same_bits
 from tests.ops.test_sgd_step import BASE, arguments, flat, oracle, uninitialised
 from tests.tolerance import assert_accurate
 
@@ -57,31 +46,6 @@ def test_steps_against_fp64(run, variant, dtype, state):
             if name != "first" or options["momentum"]:
                 assert_accurate(*(flat(getattr(p, name)) for p in (ours, truth, theirs)))
         assert same_bits(ours.steps, theirs.steps)
-
-
-@pytest.mark.parametrize("rule", POINT_OF)
-@pytest.mark.parametrize("point", ["pre", "post"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_point_bitwise(run, rule, point, dtype):
-    p = Problem.make([(33,), (3, 41)], dtype)
-    p.draw_gradients(3)
-    assert_the_point(functools.partial(step, run), p, rule, point)
-
-
-@pytest.mark.parametrize("lr", ZERO_RATES.values(), ids=ZERO_RATES)
-@pytest.mark.parametrize("rule", ["evolution", "taylor"])
-def test_a_learning_rate_of_zero_moves_no_importance(run, rule, lr):
-    p = Problem.make([(33,), (3, 41), (1030,)])
-    p.draw_gradients(0)
-    assert_no_importance_moves(functools.partial(step, run), p, alike, lr=lr, rule=rule, alpha=0.5)
-
-
-@pytest.mark.parametrize("lr", TINY_RATES.values(), ids=TINY_RATES)
-def test_any_other_learning_rate_does(run, lr):
-    p = Problem.make([(33,)])
-    p.draw_gradients(0)
-    step(run, p, lr=lr, rule="evolution_abs", alpha=1.0)
-    assert same_bits(p.importances, [w.abs() for w in p.params])
 
 
 def test_wrong_options_launch_nothing(run):
